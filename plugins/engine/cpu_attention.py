@@ -1,0 +1,181 @@
+"""Ancestor-mask attention on vLLM's CPU back end: one subclass each of back end, metadata builder and implementation.
+
+A step without drafts is the stock op, untouched. In a step with trees the tree rows (and plain decode rows) go through
+`thriftree.kernels.tree_attention`, prompt rows through the stock op with scheduler metadata of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.attention.backends.cpu_attn import (
+    CPUAttentionBackend,
+    CPUAttentionBackendImpl,
+    CPUAttentionMetadata,
+    CPUAttentionMetadataBuilder,
+)
+
+from thriftree.kernels.tree_attention import Plan, prepare
+from thriftree.plugins.engine.step import TreeStep
+
+
+@dataclass
+class TreeMetadata(CPUAttentionMetadata):
+    """Stock metadata of the prompt rows plus the plan of the tree rows."""
+
+    plan: Plan | None = None
+    prompt_rows: Tensor | None = None  # step rows that go through the stock op; None: no such rows
+    node_rows: Tensor | None = None  # step rows of the draft nodes: their keys and values wait for the walk
+
+
+class TreeBackend(CPUAttentionBackend):
+    """Stock CPU attention that also reads trees."""
+
+    @staticmethod
+    def get_impl_cls() -> type[TreeImpl]:
+        return TreeImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[TreeMetadataBuilder]:
+        return TreeMetadataBuilder
+
+
+class TreeMetadataBuilder(CPUAttentionMetadataBuilder):
+    """The runner sets `step` before it builds a step's metadata (None: no drafts in this step)."""
+
+    step: TreeStep | None = None
+
+    def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        if self.isa not in ("vec", "vec16"):
+            # The tree kernel reads the plain layouts; packed ones (AMX tiles) are for the stock op alone.
+            self.isa = "vec" if self.head_dim % 32 == 0 else "vec16"
+            self._set_isa_to_layers(layer_names)
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
+    ) -> CPUAttentionMetadata:
+        step = self.step
+        if step is None:
+            return super().build(common_prefix_len, common_attn_metadata, fast_build)
+        prompt = self._prompt_part(step, common_attn_metadata)
+        if prompt is None:
+            stock = _without_rows(common_attn_metadata)
+            rows = None
+        else:
+            common, rows = prompt
+            stock = super().build(common_prefix_len, common, fast_build)
+        plan = prepare(
+            block_table=common_attn_metadata.block_table_tensor,
+            row_start=torch.from_numpy(step.first_row).int(),
+            ctx_lens=torch.from_numpy(step.root_position).int(),
+            ancestors=torch.from_numpy(step.ancestors),
+            depth=torch.from_numpy(step.depth),
+            row_count=torch.from_numpy(step.tree_rows).int(),
+        )
+        metadata = TreeMetadata(**{f.name: getattr(stock, f.name) for f in fields(CPUAttentionMetadata)})
+        # What the runner and the cache update read is the whole step's.
+        metadata.num_actual_tokens = common_attn_metadata.num_actual_tokens
+        metadata.slot_mapping = common_attn_metadata.slot_mapping
+        metadata.plan, metadata.prompt_rows, metadata.node_rows = plan, rows, torch.from_numpy(step.node_rows)
+        return metadata
+
+    def _prompt_part(
+        self, step: TreeStep, common: CommonAttentionMetadata
+    ) -> tuple[CommonAttentionMetadata, Tensor] | None:
+        """The rows before the roots, as a step of their own."""
+        starts = common.query_start_loc_cpu[: common.num_reqs].long()
+        counts = torch.from_numpy(step.first_row) - starts
+        chosen = counts > 0
+        if not bool(chosen.any()):
+            return None
+        counts, starts = counts[chosen], starts[chosen]
+        begin = torch.zeros(len(counts) + 1, dtype=torch.int32)
+        torch.cumsum(counts, 0, out=begin[1:])
+        rows = torch.cat([torch.arange(int(s), int(s + n)) for s, n in zip(starts, counts, strict=True)])
+        seq_lens = torch.from_numpy(step.root_position)[chosen].int()
+        part = replace(
+            common,
+            num_reqs=len(counts),
+            num_actual_tokens=len(rows),
+            max_query_len=int(counts.max()),
+            max_seq_len=int(seq_lens.max()),
+            query_start_loc=begin,
+            query_start_loc_cpu=begin,
+            seq_lens=seq_lens,
+            block_table_tensor=common.block_table_tensor[chosen],
+        )
+        return part, rows
+
+
+def _without_rows(common: CommonAttentionMetadata) -> CPUAttentionMetadata:
+    return CPUAttentionMetadata(
+        num_actual_tokens=common.num_actual_tokens,
+        max_query_len=common.max_query_len,
+        query_start_loc=common.query_start_loc,
+        max_seq_len=common.max_seq_len,
+        seq_lens=common.seq_lens,
+        block_table=common.block_table_tensor,
+        slot_mapping=common.slot_mapping,
+        scheduler_metadata=None,
+    )
+
+
+class TreeImpl(CPUAttentionBackendImpl):
+    """Keeps, per layer, the step's draft keys and values until the walk says which of them stay."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stash: tuple[Tensor, Tensor] | None = None
+
+    def forward(  # type: ignore[override]
+        self,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: CPUAttentionMetadata | None,
+        output: Tensor,
+        output_scale: Tensor | None = None,
+        output_block_scale: Tensor | None = None,
+    ) -> Tensor:
+        if not isinstance(attn_metadata, TreeMetadata) or attn_metadata.plan is None:
+            return super().forward(
+                layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
+            )
+        rows = attn_metadata.prompt_rows
+        if rows is not None:
+            part = torch.empty((len(rows), *output.shape[1:]), dtype=output.dtype)
+            prompt = replace(attn_metadata, plan=None, num_actual_tokens=len(rows))
+            super().forward(layer, query[rows], key[rows], value[rows], kv_cache, prompt, part)
+            output[rows] = part
+        blocks, kv_heads, block, _ = kv_cache.size()
+        key_cache, value_cache = kv_cache.view((blocks, kv_heads, block * 2, -1)).chunk(2, dim=2)
+        attn_metadata.plan.run(
+            query,
+            key,
+            value,
+            key_cache,
+            value_cache,
+            output,
+            self.scale,
+            sliding_window=self.sliding_window,
+            softcap=self.logits_soft_cap,
+            sinks=self.sinks,
+            alibi=self.alibi_slopes,
+        )
+        # Copies: compiled graphs reuse these buffers as soon as attention is done.
+        assert attn_metadata.node_rows is not None
+        self.stash = (key[attn_metadata.node_rows], value[attn_metadata.node_rows])
+        return output
+
+    def commit(self, layer: Any, nodes: Tensor, slots: Tensor) -> None:
+        """Write the stashed keys and values of `nodes` (counted over the step's draft nodes) to their `slots`."""
+        assert self.stash is not None
+        key, value = self.stash
+        self.do_kv_cache_update(layer, key[nodes], value[nodes], layer.kv_cache, slots)

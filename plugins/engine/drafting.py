@@ -1,0 +1,63 @@
+"""What the proposer knows of one live request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from thriftree.plugins.engine.contract_var import DEFAULT_TENANT, EXTRA_ARGS_KEY
+from thriftree.plugins.engine.options import SpeculationOptions
+
+
+@dataclass(slots=True)
+class Drafting:
+    """A request as the drafters see it."""
+
+    request: str
+    tenant: str
+    method: str
+    prompt: list[int]
+    drafts: bool  # False: learn from it, but propose nothing
+    max_nodes: int
+    max_tokens: int
+    length: int  # tokens so far, prompt included
+    emitted: int
+    tail: tuple[int, int]  # the last two committed tokens
+
+    def emit(self, tokens: Sequence[int]) -> None:
+        self.length += len(tokens)
+        self.emitted += len(tokens)
+        self.tail = (tokens[-2] if len(tokens) > 1 else self.tail[1], tokens[-1])
+
+    def room(self, max_model_len: int) -> int:
+        """Levels that may still be accepted: the step adds one token after them, and both must fit."""
+        return min(max_model_len - self.length - 1, self.max_tokens - self.emitted - 1)
+
+
+def drafting_of(state: Any, options: SpeculationOptions, cap: int, fresh: int) -> Drafting:
+    """Read a runner's cached request state (its last `fresh` output tokens are this step's) and its contract."""
+    params = state.sampling_params
+    contract = ((params.extra_args or {}).get(EXTRA_ARGS_KEY) or {}) if params is not None else {}
+    asked = contract.get("speculation", "auto")
+    chosen = asked if isinstance(asked, dict) else {}
+    prompt = list(state.prompt_token_ids or ())
+    outputs = state.output_token_ids[: len(state.output_token_ids) - fresh]
+    known = [*prompt[-2:], *outputs[-2:]]
+    return Drafting(
+        request=state.req_id,
+        tenant=str(contract.get("tenant", DEFAULT_TENANT)),
+        method=str(chosen.get("method", options.method)),
+        prompt=prompt,
+        drafts=asked != "off" and params is not None and bool(prompt) and not _excluded(params),
+        max_nodes=min(int(chosen.get("max_nodes", cap)), cap),
+        max_tokens=params.max_tokens if params is not None and params.max_tokens is not None else 1 << 30,
+        length=len(prompt) + len(outputs),
+        emitted=len(outputs),
+        tail=(known[-2] if len(known) > 1 else -1, known[-1] if known else -1),
+    )
+
+
+def _excluded(params: Any) -> bool:
+    """Settings whose processors keep state per step that a walk cannot move: these requests run without drafts."""
+    return bool(params.min_p > 0 or params.logit_bias or params.thinking_token_budget is not None)

@@ -1,0 +1,45 @@
+"""What an operator sets: ``--additional-config '{"thriftree": {"speculation": {...}}}'``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+DEFAULT_METHOD = "auto"
+
+
+@dataclass(frozen=True)
+class SpeculationOptions:
+    """Defaults and caps of a server's speculation."""
+
+    #: Method of requests that name none.
+    method: str = DEFAULT_METHOD
+    #: Nodes a request gets at most; vLLM's `num_speculative_tokens` caps it too.
+    max_nodes: int = 16
+    #: Memory for all drafters' state, in MiB.
+    memory_mib: int = 64
+    #: Let measured step cost choose the number of nodes; off: always `max_nodes`.
+    adaptive: bool = True
+    #: Prompt rows that teach the drafter, as a share of a prefill step's rows (each costs one row of the LM head).
+    seed_share: float = 0.125
+
+    @classmethod
+    def of(cls, additional_config: Mapping[str, Any]) -> SpeculationOptions:
+        """Read the `thriftree` part of vLLM's additional config.
+
+        Raises:
+            ValueError: an unknown or out-of-range setting, by its name.
+        """
+        given = dict(dict(additional_config.get("thriftree") or {}).get("speculation") or {})
+        unknown = sorted(set(given) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"additional-config thriftree.speculation has no setting {', '.join(unknown)}")
+        options = cls(**given)
+        if not 1 <= options.max_nodes <= 1024:
+            raise ValueError(f"thriftree.speculation.max_nodes must be 1..1024, not {options.max_nodes}")
+        if options.memory_mib < 1:
+            raise ValueError(f"thriftree.speculation.memory_mib must be at least 1, not {options.memory_mib}")
+        if not 0 <= options.seed_share <= 1:
+            raise ValueError(f"thriftree.speculation.seed_share must be 0..1, not {options.seed_share}")
+        return options

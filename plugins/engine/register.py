@@ -1,0 +1,67 @@
+"""The `vllm.general_plugins` entry point: vLLM calls `register` in every process before it builds anything."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+PROPOSER = "thriftree.plugins.engine.proposer.TreeProposer"
+WORKER = "thriftree.plugins.engine.worker.TreeCPUWorker"
+SCHEDULER = "thriftree.plugins.engine.scheduler.TreeScheduler"
+
+
+def register() -> None:
+    """Let an engine that names our proposer run trees; every other engine stays as it is. Safe to call twice."""
+    from vllm.platforms import current_platform
+    from vllm.sampling_params import SamplingParams
+
+    platform = type(current_platform)
+    if not getattr(platform.check_and_update_config, "thriftree", False):
+        _hook_config(platform)
+    if not getattr(SamplingParams._validate_spec_decode, "thriftree", False):
+        _lift_refusals(SamplingParams)
+
+
+def uses_trees(vllm_config: Any) -> bool:
+    """Whether the engine was asked for our proposer."""
+    speculative = vllm_config.speculative_config
+    return speculative is not None and speculative.method == "custom_class" and speculative.model == PROPOSER
+
+
+def _hook_config(platform: Any) -> None:
+    stock = platform.check_and_update_config.__func__
+
+    @functools.wraps(stock)
+    def check_and_update_config(cls: Any, vllm_config: Any) -> None:
+        if uses_trees(vllm_config):
+            _wire(vllm_config)
+        stock(cls, vllm_config)
+
+    check_and_update_config.thriftree = True  # type: ignore[attr-defined]
+    platform.check_and_update_config = classmethod(check_and_update_config)
+
+
+def _wire(vllm_config: Any) -> None:
+    from thriftree.plugins.engine import surface
+    from thriftree.plugins.engine.refusals import refuse
+
+    surface.check_version()
+    refuse(vllm_config)
+    if vllm_config.parallel_config.worker_cls == "auto":
+        vllm_config.parallel_config.worker_cls = WORKER
+    if vllm_config.scheduler_config.scheduler_cls is None:
+        vllm_config.scheduler_config.scheduler_cls = SCHEDULER
+
+
+def _lift_refusals(params: Any) -> None:
+    """vLLM refuses min_p and logit_bias under any speculation; with trees such a request just runs without drafts."""
+    stock = params._validate_spec_decode
+
+    @functools.wraps(stock)
+    def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
+        if speculative_config is not None and speculative_config.model == PROPOSER:
+            return
+        stock(self, speculative_config)
+
+    _validate_spec_decode.thriftree = True  # type: ignore[attr-defined]
+    params._validate_spec_decode = _validate_spec_decode
