@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-
 from thriftree.plugins.speculative.tree import DraftTree
 
 
@@ -44,7 +43,7 @@ class Drafter(ABC):
     def state_bytes(self) -> int:
         """Memory held, in bytes (an estimate that does not walk the state)."""
 
-    def observe(self, request: str, pairs: Sequence[tuple[int, int]], rows: NDArray[np.int32]) -> None:
+    def observe(self, request: str, pairs: Sequence[tuple[int, int]], rows: NDArray[np.int32]) -> None:  # noqa: B027
         """What the target thinks: after token ``pairs[r][1]`` (itself after ``pairs[r][0]``), most likely first,
         ``rows[r]`` come next. Called before `emit` of the same step, for all verified rows, rejected ones too.
 
