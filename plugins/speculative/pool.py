@@ -20,12 +20,12 @@ class DrafterPool:
 
     def __init__(
         self,
-        budget: int = DEFAULT_BUDGET,
+        memory_bytes: int = DEFAULT_BUDGET,
         default: str = registry.DEFAULT_METHOD,
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """`options`: parameters by method, for requests that bring none of their own."""
-        self.memory = Memory(budget)
+        self.memory = Memory(memory_bytes)
         self.default = default
         self._options = dict(options or {})
         self._drafters: dict[Any, Drafter] = {}
@@ -75,8 +75,10 @@ class DrafterPool:
         if entry is not None:
             entry[1].finish(request)
 
-    def wants_rows(self, request: str) -> bool:
-        """Whether this request's verified rows should come to `observe`."""
+    def wants_rows(self, request: str | None = None) -> bool:
+        """Whether this request's verified rows should come to `observe` (no name: whether any request's should)."""
+        if request is None:
+            return any(drafter.wants_rows for _, drafter in self._requests.values())
         entry = self._requests.get(request)
         return entry is not None and entry[1].wants_rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, log
+from typing import Any
 
 from thriftree.plugins.speculative.cost import StepCost
 from thriftree.plugins.speculative.tree import DraftTree
@@ -62,7 +63,7 @@ class WidthController:
         """Realised acceptance over promised."""
         return min((self._accepted + _DOUBT) / (self._promised + _DOUBT), 1.5)
 
-    def plan(self, requests: int, rows: int = 0, tokens: int = 0) -> int:
+    def plan(self, requests: int, *, rows: int = 0, tokens: int = 0) -> int:
         """Nodes that each of `requests` may draft for the next step; 0: do not draft.
 
         Args:
@@ -82,8 +83,11 @@ class WidthController:
         load.probing, load.probed = _PROBE_STEPS, []
         return min(most, ceil(load.reach) + _SLACK)
 
-    def choose(self, trees: Sequence[DraftTree], rows: int = 0, tokens: int = 0) -> list[int]:
-        """How many of its first nodes each tree may keep. `rows` and `tokens` as in `plan`."""
+    def choose(self, trees: Sequence[DraftTree], *, rows: int = 0, tokens: int = 0) -> list[int]:
+        """How many of its first nodes each tree may keep. `rows` and `tokens` as in `plan`.
+
+        An empty tree is a request that just takes part in the step with its one row and token.
+        """
         self._steps += 1
         plain = len(trees) + tokens
         base = len(trees) + rows
@@ -136,6 +140,15 @@ class WidthController:
         """Drafting for `requests` took this long."""
         if requests > 0:
             self.draft_seconds += 0.05 * (seconds / requests - self.draft_seconds)
+
+    def summary(self) -> dict[str, Any]:
+        """What operators see."""
+        return {
+            "ratio": self.ratio,
+            "draft_seconds": self.draft_seconds,
+            "step_seconds": self.cost.table(),
+            "loads": {tokens: "on" if load.awake else "off" for tokens, load in sorted(self._loads.items())},
+        }
 
     def _load(self, tokens: int) -> _Load:
         key = tokens if tokens <= 8 else 6 + tokens.bit_length()
