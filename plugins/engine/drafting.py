@@ -17,6 +17,7 @@ class Drafting:
     request: str
     tenant: str
     method: str
+    parameters: dict[str, Any] | None  # of the method, where the request sets its own
     prompt: list[int]
     drafts: bool  # False: learn from it, but propose nothing
     max_nodes: int
@@ -48,6 +49,7 @@ def drafting_of(state: Any, options: SpeculationOptions, cap: int, fresh: int) -
         request=state.req_id,
         tenant=str(contract.get("tenant", DEFAULT_TENANT)),
         method=str(chosen.get("method", options.method)),
+        parameters={k: v for k, v in chosen.items() if k not in ("method", "max_nodes")} or None,
         prompt=prompt,
         drafts=asked != "off" and params is not None and bool(prompt) and not _excluded(params),
         max_nodes=min(int(chosen.get("max_nodes", cap)), cap),

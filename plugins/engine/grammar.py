@@ -92,9 +92,9 @@ def prune(drafts: TreeTokens, grammar: TreeGrammar) -> TreeTokens:
     """The subtree that the grammar allows, in the same order."""
     kept: dict[int, int] = {ROOT: ROOT}
     out = TreeTokens()
-    for node, (token, parent) in enumerate(zip(drafts, drafts.parents, strict=True)):
+    nodes = zip(drafts, drafts.parents, drafts.values, strict=True)
+    for node, (token, parent, value) in enumerate(nodes):
         if parent in kept and grammar.descend(path_tokens(drafts.parents, drafts, parent), token):
             kept[node] = len(out)
-            out.append(token)
-            out.parents.append(kept[parent])
+            out.add(token, kept[parent], value)
     return out

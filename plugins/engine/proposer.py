@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,25 @@ from torch import Tensor
 
 from thriftree.plugins.engine.drafting import Drafting, drafting_of
 from thriftree.plugins.engine.options import SpeculationOptions
-from thriftree.plugins.engine.tree_tokens import TreeTokens
+from thriftree.plugins.engine.tree_tokens import TreeTokens, as_tokens
 from thriftree.plugins.speculative.pool import DrafterPool
 from thriftree.plugins.speculative.tree import DraftTree
-from thriftree.plugins.speculative.width import WidthController
+from thriftree.plugins.speculative.width import WidthConfig, WidthController
 
 TOP = 8
 NO_TREE = DraftTree()
+
+
+@dataclass(slots=True)
+class _Step:
+    """The step that runs now, for the width controller."""
+
+    rows: int = 0
+    requests: frozenset[str] = frozenset()
+    began: float = 0.0
+    pure: bool = False  # no prompt rows: its time says what verified rows cost
+    promised: float = 0.0
+    accepted: int = 0
 
 
 class TreeProposer:
@@ -34,14 +47,12 @@ class TreeProposer:
         self.cap = min(self.options.max_nodes, vllm_config.speculative_config.num_speculative_tokens)
         self.max_model_len = vllm_config.model_config.max_model_len
         self.row_budget = vllm_config.scheduler_config.max_num_batched_tokens
-        self.pool = DrafterPool(memory_bytes=self.options.memory_mib << 20)
-        self.width = WidthController()
+        self.pool = DrafterPool(self.options.memory_mib << 20, self.options.method)
+        self.width = WidthController(WidthConfig(max_nodes=self.cap))
         self._live: dict[str, Drafting] = {}
-        self._rows: NDArray[np.int32] | None = None  # top-k of every verified row of this step
+        self._rows: NDArray[np.int32] | None = None  # top tokens of every verified row of this step
         self._trees: Sequence[DraftTree] = ()
-        self._pure_rows = 0  # rows of this step if it only decodes, else 0
-        self._began = 0.0
-        self._members: frozenset[str] = frozenset()
+        self._step = _Step()
 
     def load_model(self, model: Any) -> None:
         """Drafters have no weights."""
@@ -52,23 +63,23 @@ class TreeProposer:
 
     def begin_step(self, rows: int, requests: Sequence[str], prompt_rows: bool) -> None:
         """A step starts; the time since the last one began is what the last one cost, if the engine did not idle."""
-        now = time.perf_counter()
-        members = frozenset(requests)
-        if self._pure_rows and self._members & members:
-            self.width.measured(self._pure_rows, len(self._members), now - self._began)
-        self._began, self._members = now, members
-        self._pure_rows = 0 if prompt_rows else rows
+        last = self._step
+        self._step = _Step(rows, frozenset(requests), time.perf_counter(), pure=not prompt_rows)
+        busy = last.pure and not last.requests.isdisjoint(self._step.requests)
+        seconds = self._step.began - last.began if busy else 0.0
+        self.width.learn_step(last.rows, seconds, last.promised, last.accepted)
 
-    def see(self, logits: Tensor, trees: Sequence[DraftTree]) -> None:
+    def see(self, logits: Tensor, requests: Sequence[str], trees: Sequence[DraftTree]) -> None:
         """The raw logits of all verified rows, before anything processes them in place."""
         self._trees = trees
-        self._rows = top_rows(logits) if self.pool.wants_rows else None
+        wanted = any(r not in self._live or self.pool.wants_rows(r) for r in requests)
+        self._rows = top_rows(logits) if wanted else None
 
-    def judge(self, trees: Sequence[DraftTree], accepted: Sequence[Sequence[int]]) -> None:
+    def judge(self, accepted: Sequence[Sequence[int]]) -> None:
         """What was promised against what was kept."""
-        for tree, path in zip(trees, accepted, strict=True):
-            if len(tree.values) == len(tree) > 0:
-                self.width.realised(sum(tree.values), len(path))
+        for tree, path in zip(self._trees, accepted, strict=True):
+            self._step.promised += sum(tree.values)
+            self._step.accepted += len(path)
 
     def draft(
         self,
@@ -87,27 +98,17 @@ class TreeProposer:
             logits_of: the LM head over given rows of the step's hidden states.
         """
         batch = [
-            self._live.get(r) or self._admit(states[r], len(tokens)) for r, tokens in zip(requests, sampled, strict=True)
+            self._live.get(r) or self._admit(states[r], len(tokens))
+            for r, tokens in zip(requests, sampled, strict=True)
         ]
-        self._seed(batch, requests, scheduled, computed, logits_of)
-        cap = min(self.cap, self.row_budget // len(requests) - 1)
-        trees: list[DraftTree] = []
+        self._seed(batch, scheduled, computed, logits_of)
         row = 0
         for one, tree, tokens in zip(batch, self._trees, sampled, strict=True):
-            rows = None if self._rows is None else self._rows[row : row + len(tree) + 1]
+            if tokens:
+                self._learn(one, tree, None if self._rows is None else self._rows[row : row + len(tree) + 1], tokens)
             row += len(tree) + 1
-            if not tokens:
-                trees.append(NO_TREE)
-                continue
-            self._learn(one, tree, rows, tokens)
-            nodes = min(cap, one.max_nodes) if self.width.open(len(requests)) or not self.options.adaptive else 0
-            depth = one.room(self.max_model_len)
-            proposed = self.pool.propose(one.request, nodes, depth) if one.drafts and min(nodes, depth) > 0 else NO_TREE
-            trees.append(proposed)
-        if self.options.adaptive:
-            kept = self.width.choose(trees, len(requests))
-            trees = [tree[:n] for tree, n in zip(trees, kept, strict=True)]
-        return [TreeTokens(tree.tokens, tree.parents) for tree in trees]
+        ready = [one.drafts and bool(tokens) for one, tokens in zip(batch, sampled, strict=True)]
+        return [as_tokens(tree) for tree in self._propose(batch, ready)]
 
     def finish(self, request: str) -> None:
         """The request is over, however it ended."""
@@ -115,20 +116,40 @@ class TreeProposer:
             self.pool.finish(request)
 
     def stats(self) -> dict[str, Any]:
-        """What operators see: nodes now, memory held."""
-        return {"state_bytes": self.pool.state_bytes(), "live": len(self._live), "width": self.width.summary()}
+        """What operators see."""
+        costs = {rows: round(seconds, 6) for rows, seconds in self.width.cost.table().items()}
+        return {"state_bytes": self.pool.state_bytes(), "live": len(self._live), "step_seconds": costs}
+
+    def _propose(self, batch: Sequence[Drafting], ready: Sequence[bool]) -> list[DraftTree]:
+        trees = [NO_TREE] * len(batch)
+        drafting = [i for i, one in enumerate(ready) if one]
+        others = len(batch) - len(drafting)
+        cap = min(self.cap, self.row_budget // max(len(batch), 1) - 1)
+        if self.options.adaptive:
+            cap = min(cap, self.width.plan(len(drafting), others, others))
+        if not drafting or cap < 1:
+            return trees
+        began = time.perf_counter()
+        for i in drafting:
+            one = batch[i]
+            nodes, depth = min(cap, one.max_nodes), one.room(self.max_model_len)
+            if nodes > 0 and depth > 0:
+                trees[i] = self.pool.propose(one.request, nodes, depth)
+        self.width.learn_draft(len(drafting), time.perf_counter() - began)
+        if self.options.adaptive:
+            kept = self.width.choose([trees[i] for i in drafting], others, others)
+            for i, nodes in zip(drafting, kept, strict=True):
+                trees[i] = trees[i][:nodes]
+        return trees
 
     def _admit(self, state: Any, fresh: int) -> Drafting:
         one = self._live[state.req_id] = drafting_of(state, self.options, self.cap, fresh)
-        self.pool.start(one.request, one.tenant, one.prompt, one.method)
+        self.pool.start(one.request, one.tenant, one.prompt, one.method, one.parameters)
         return one
 
-    def _learn(
-        self, one: Drafting, tree: DraftTree, rows: NDArray[np.int32] | None, tokens: Sequence[int]
-    ) -> None:
+    def _learn(self, one: Drafting, tree: DraftTree, rows: NDArray[np.int32] | None, tokens: Sequence[int]) -> None:
         if rows is not None:
-            before, last = one.tail
-            pairs = [(before, last)]
+            pairs = [one.tail]
             for token, parent in zip(tree.tokens, tree.parents, strict=True):
                 pairs.append((pairs[parent + 1][1], token))
             self.pool.observe(one.request, pairs, rows)
@@ -138,23 +159,21 @@ class TreeProposer:
     def _seed(
         self,
         batch: Sequence[Drafting],
-        requests: Sequence[str],
         scheduled: Mapping[str, int],
         computed: NDArray[np.int32],
         logits_of: Callable[[Tensor], Tensor],
     ) -> None:
         """Teach the drafters from prompt rows: only rows that are news, and few, since each runs the LM head."""
-        if self._rows is None or not self.options.seed_share:
-            return
         picked: list[tuple[Drafting, list[tuple[int, int]]]] = []
         wanted: list[int] = []
         start = 0
-        for i, (one, request) in enumerate(zip(batch, requests, strict=True)):
-            count, first = scheduled[request], int(computed[i])
+        for i, one in enumerate(batch):
+            count, first = scheduled[one.request], int(computed[i])
             end = min(first + count, len(one.prompt)) - 1  # the last prompt row is sampled: `_learn` sees it
-            if count > 1 and end > first:
+            share = int(self.options.seed_share * (end - first))
+            if share > 0 and self.pool.wants_rows(one.request):
                 pairs = [(one.prompt[p - 1] if p else -1, one.prompt[p]) for p in range(first, end)]
-                news = self.pool.unseen(one.request, pairs)[-max(1, int(self.options.seed_share * count)) :]
+                news = self.pool.unseen(one.request, pairs)[-share:]
                 picked.append((one, [pairs[n] for n in news]))
                 wanted += [start + n for n in news]
             start += count

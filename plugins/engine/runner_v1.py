@@ -92,7 +92,7 @@ class TreeRunnerMixin(Base):
         step = self._step
         empty = as_tree(())
         trees = step.trees if step is not None else [empty] * batch.num_reqs
-        self.proposer.see(logits, trees)
+        self.proposer.see(logits, batch.req_ids, trees)
         output, accepted = verify(
             logits,
             trees,
@@ -101,7 +101,7 @@ class TreeRunnerMixin(Base):
             [self.requests[request].output_token_ids for request in batch.req_ids],
             self._silent(),
         )
-        self.proposer.judge(trees, accepted)
+        self.proposer.judge(accepted)
         if step is not None:
             self._commit(step, accepted)
         return output

@@ -69,7 +69,7 @@ def verify(
         base.append(row)
         row += len(tree) + 1
     if plain_greedy(metadata):
-        best = Sampler.greedy_sample(logits).tolist()
+        best = Sampler.greedy_sample(logits.to(torch.float32)).tolist()
         runs, accepted = [], []
         for first, tree in zip(base, trees, strict=True):
             path, bonus = greedy_walk(tree, best[first : first + len(tree) + 1])

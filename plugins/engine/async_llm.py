@@ -1,0 +1,74 @@
+"""vLLM's `AsyncLLM` that carries each request's contract to the engine and its counters back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from thriftree.plugins.engine.contract_var import CURRENT, EXTRA_ARGS_KEY, Report, RequestContract
+from thriftree.plugins.engine.register import uses_trees
+
+
+class ThriftAsyncLLM(AsyncLLM):
+    """Reads `contract_var.CURRENT` in the task that adds a request, so every route of vLLM's app takes part."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reports: dict[str, tuple[Report, int]] = {}  # engine request id -> report, drafted so far
+        self._trees = uses_trees(self.vllm_config)
+        self._show_metrics = self.vllm_config.observability_config.per_request_spec_decode_metrics != "none"
+        stock = self.output_processor.process_outputs
+
+        def process_outputs(outputs: list[EngineCoreOutput], *args: Any, **kwargs: Any) -> Any:
+            self._count(outputs)
+            return stock(outputs, *args, **kwargs)
+
+        # The output loop is a closure over this object: its method is the one place that sees every output.
+        self.output_processor.process_outputs = process_outputs
+
+    async def _add_request(self, request: EngineCoreRequest, *args: Any, **kwargs: Any) -> None:
+        contract = CURRENT.get()
+        params = request.sampling_params
+        if contract is not None and params is not None:
+            _attach(params, contract)
+            contract.report.prompt_tokens += len(request.prompt_token_ids or ())
+            self._reports[request.request_id] = (contract.report, 0)
+        try:
+            await super()._add_request(request, *args, **kwargs)
+        except BaseException:
+            self._reports.pop(request.request_id, None)
+            raise
+
+    async def abort(self, request_id: Any, internal: bool = False) -> None:
+        await super().abort(request_id, internal)
+        for one in self._reports.keys() - self.output_processor.request_states.keys():
+            del self._reports[one]
+
+    def _count(self, outputs: list[EngineCoreOutput]) -> None:
+        """Each output with tokens is one forward pass of that request; what it holds beyond one token was drafted."""
+        for output in outputs:
+            metrics = output.spec_decode_metrics
+            if metrics is not None and not self._show_metrics:
+                output.spec_decode_metrics = None
+            known = self._reports.get(output.request_id)
+            if known is None:
+                continue
+            report, drafted = known
+            tokens = len(output.new_token_ids)
+            if tokens:
+                report.steps += 1
+                report.completion_tokens += tokens
+                report.accepted += tokens - 1
+            if metrics is not None:
+                report.drafted += metrics.num_draft_tokens - drafted
+                self._reports[output.request_id] = (report, metrics.num_draft_tokens)
+            if output.finish_reason is not None:
+                del self._reports[output.request_id]
+
+
+def _attach(params: SamplingParams, contract: RequestContract) -> None:
+    """Put the contract where scheduler and worker see it (what the request's own `vllm_xargs` said gives way)."""
+    params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: {**contract.thrift, "tenant": contract.tenant}}
