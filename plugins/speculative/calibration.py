@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import exp
 
@@ -55,11 +55,14 @@ class Calibration:
 @lru_cache(maxsize=1)
 def shipped() -> tuple[float, ...]:
     """The cells measured on the default model."""
-    from thriftree.plugins.speculative.cells import ROWS, SUFFIXES
+    from thriftree.plugins.speculative.cells import JOINT, ROWS, SUFFIXES
 
-    return additive(SUFFIXES, ROWS)
+    return table(SUFFIXES, ROWS, JOINT)
 
 
-def additive(suffixes: Sequence[float], rows: Sequence[float]) -> tuple[float, ...]:
-    """All cells from log-odds per suffix class and per row class: what was measured too rarely gets a sane value."""
-    return tuple(1 / (1 + exp(-(s + r))) for s in suffixes for r in rows)
+def table(suffixes: Sequence[float], rows: Sequence[float], joint: Mapping[int, float]) -> tuple[float, ...]:
+    """All cells: log-odds per suffix class and per row class add up, but cells that were seen often stand as seen."""
+    cells = [1 / (1 + exp(-(s + r))) for s in suffixes for r in rows]
+    for cell, probability in joint.items():
+        cells[cell] = probability
+    return tuple(cells)
