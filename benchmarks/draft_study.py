@@ -1,18 +1,20 @@
 """Tokens per step of every drafter on logged greedy answers, without an engine.
 
-    python -m thriftree.benchmarks.draft_study LOGS.json [--methods auto suffix] [--nodes 4 8 16] [--seeds all none]
+    python -m thriftree.benchmarks.draft_study LOGS.json [--methods auto suffix] [--nodes 4 8]
 
-The log is a list of answers: ``cat`` (category), ``prompt`` and ``ids`` (token ids), ``ptop`` and ``top`` (the model's
-top-8 at every prompt and output position; ``ptop[i]`` is what was predicted for position ``i``, the first is empty).
-Every answer counts its prefill as one step. Rejected nodes' rows are not in the log, so rows learn from the emitted
-path only and an engine does a little better. Calibration is cross-validated: cells fitted on the even answers are
-tested on the odd ones and the other way round. ``--fit`` prints cells fitted on all answers (the shipped ones).
+The log is a list of answers: ``cat`` (category), ``prompt`` and ``ids`` (token ids), ``ptop`` and ``top``
+(the model's top-8 at every prompt and output position; ``ptop[i]`` is what was predicted for position ``i``,
+the first is empty). Every answer counts its prefill as one step. Rejected nodes' rows are not in the log, so
+rows learn from the emitted path only and an engine does a little better. Calibration is cross-validated:
+cells fitted on the even answers are tested on the odd ones and the other way round. ``--fit`` prints cells
+fitted on all answers (the shipped ones).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from thriftree.plugins.speculative import registry
 from thriftree.plugins.speculative.base import Drafter
 from thriftree.plugins.speculative.calibration import (
@@ -161,9 +162,10 @@ class CountingCalibration(Calibration):
 
 
 def fit(answers: Sequence[Answer], nodes: int = 24) -> tuple[list[float], list[float], dict[int, float]]:
-    """Log-odds per suffix class and per row class, and the probability of cells that were seen often enough."""
+    """Log-odds per suffix class and per row class, and the probability of cells that were seen often
+    enough."""
     hits, trials = np.zeros(CELLS), np.zeros(CELLS)
-    prior = table(*_guess(), {})  # not the shipped cells: these know the answers that a fold must not
+    prior = _table(*_guess())  # not the shipped cells: these know the answers that a fold must not
     for warm in (False, True):
         counted: list[CountingCalibration] = []
 
@@ -171,16 +173,21 @@ def fit(answers: Sequence[Answer], nodes: int = 24) -> tuple[list[float], list[f
             into.append(CountingCalibration(prior))
             return into[-1]
 
-        replay(
-            answers, lambda count=count: registry.build("auto", Memory(calibration=count)), nodes, "all", warm
-        )  # type: ignore[misc]
+        def make(count: Callable[[], Calibration] = count) -> Drafter:
+            return registry.build("auto", Memory(calibration=count))
+
+        replay(answers, make, nodes, "all", warm)
         hits += sum((c.hits for c in counted), np.zeros(CELLS))
         trials += sum((c.trials for c in counted), np.zeros(CELLS))
     suffixes, rows = _additive_fit(hits.reshape(-1, ROW_CLASSES), trials.reshape(-1, ROW_CLASSES))
-    smooth = np.array(table(suffixes, rows, {}))
+    smooth: Floats = np.array(_table(suffixes, rows))
     joint = (hits + 20 * smooth) / (trials + 20)
     often = {int(c): round(float(joint[c]), 3) for c in np.flatnonzero(trials >= ENOUGH)}
     return [round(float(x), 2) for x in suffixes], [round(float(x), 2) for x in rows], often
+
+
+def _table(suffixes: Floats, rows: Floats) -> tuple[float, ...]:
+    return table(suffixes.tolist(), rows.tolist(), {})
 
 
 def _additive_fit(hits: Floats, trials: Floats, rounds: int = 100) -> tuple[Floats, Floats]:
@@ -239,23 +246,22 @@ def main() -> None:
     answers: list[Answer] = json.loads(options.logs.read_text())
     if options.fit:
         suffixes, rows, joint = fit(answers)
-        print(f"SUFFIXES = {suffixes}\nROWS = {rows}\nJOINT = {joint}")
+        for name, value in (("SUFFIXES", suffixes), ("ROWS", rows), ("JOINT: dict[int, float]", joint)):
+            print("\n    ".join(textwrap.wrap(f"{name} = {value}", 104, break_on_hyphens=False)))
         return
     folds = [table(*fit(answers[::2])), table(*fit(answers[1::2]))]
     tokens = sum(len(a["ids"]) for a in answers)
-    print(
-        f"{len(answers)} answers, {tokens} tokens; tokens per step cold / warm, cells cross-validated by answer"
-    )
+    print(f"{len(answers)} answers, {tokens} tokens; tokens per step, cells cross-validated by answer")
+    print("method           prompt rows  nodes   cold   warm  drafted  realised/promised  ms a draft")
     for method in options.methods:
         for seed in options.seeds:
             for nodes in options.nodes:
                 cold = cross_validated(answers, method, nodes, seed, False, folds)
                 warm = cross_validated(answers, method, nodes, seed, True, folds)
                 print(
-                    f"{method:16} prompt rows {seed:8} nodes {nodes:3}  "
-                    f"{cold.tokens_per_step:.3f} / {warm.tokens_per_step:.3f}   drafted {warm.drafted / warm.proposals:.1f}, "
-                    f"realised/promised {warm.accepted / max(warm.promised, 1e-9):.2f}, "
-                    f"{1e3 * warm.seconds / warm.proposals:.3f} ms a draft"
+                    f"{method:16} {seed:11} {nodes:6} {cold.tokens_per_step:6.3f} {warm.tokens_per_step:6.3f} "
+                    f"{warm.drafted / warm.proposals:8.1f} {warm.accepted / max(warm.promised, 1e-9):18.2f} "
+                    f"{1e3 * warm.seconds / warm.proposals:11.3f}"
                 )
                 if options.categories:
                     figures = sorted((t / s, c) for c, (t, s) in warm.by_category.items())

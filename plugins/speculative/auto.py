@@ -13,12 +13,12 @@ from thriftree.plugins.speculative.merge import MergedDrafter
 class AutoConfig:
     """Every source at once, each candidate weighed by how often its like was right (see `merge`).
 
-    Suffix matches are strong where text repeats, rows of the target's own top tokens elsewhere. Candidates are looked
-    up in calibration cells (source, match length, share, rank, agreement), and nodes are added best-first by path
-    product, so that `values` are probabilities.
+    Suffix matches are strong where text repeats, rows of the target's own top tokens elsewhere. Candidates
+    are looked up in calibration cells (source, match length, share, rank, agreement), and nodes are added
+    best-first by path product, so that `values` are probabilities.
 
-    Papers: rows from Token Recycling (arXiv 2408.08696), frequencies from SuffixDecoding (arXiv 2411.04975); the merge
-    and its calibration are ours.
+    Papers: rows from Token Recycling (arXiv 2408.08696), frequencies from SuffixDecoding (arXiv 2411.04975);
+    the merge and its calibration are ours.
     """
 
     paper: ClassVar[str] = "2408.08696"

@@ -1,4 +1,5 @@
-"""The one interface of all drafters. A drafter is pure: token ids in, a `DraftTree` out; it never sees the engine."""
+"""The one interface of all drafters. A drafter is pure: token ids in, a `DraftTree` out; it never sees the
+engine."""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ from thriftree.plugins.speculative.tree import DraftTree
 class Drafter(ABC):
     """Proposes the tokens that the model will probably say next. The draft law is one-hot: no randomness.
 
-    The engine calls, per request: `start` once, then after every step `observe` (top-k rows of what was verified) and
-    `emit` (what was committed), then `propose`; `finish` once, also for an aborted request. All state that outlives a
-    request belongs to its tenant. The same calls in the same order give the same trees (tensor-parallel ranks rely on
-    it). Every method is on the hot path: microseconds, no tensors.
+    The engine calls, per request: `start` once, then after every step `observe` (top-k rows of what was
+    verified) and `emit` (what was committed), then `propose`; `finish` once, also for an aborted request. All
+    state that outlives a request belongs to its tenant. The same calls in the same order give the same trees
+    (tensor-parallel ranks rely on it). Every method is on the hot path: microseconds, no tensors.
     """
 
     #: Whether `observe` wants top-k rows; the engine skips the top-k when no active drafter does.
@@ -43,9 +44,13 @@ class Drafter(ABC):
     def state_bytes(self) -> int:
         """Memory held, in bytes (an estimate that does not walk the state)."""
 
-    def observe(self, request: str, pairs: Sequence[tuple[int, int]], rows: NDArray[np.int32]) -> None:  # noqa: B027
-        """What the target thinks: after token ``pairs[r][1]`` (itself after ``pairs[r][0]``), most likely first,
-        ``rows[r]`` come next. Called before `emit` of the same step, for all verified rows, rejected ones too.
+    def observe(  # noqa: B027
+        self, request: str, pairs: Sequence[tuple[int, int]], rows: NDArray[np.int32]
+    ) -> None:
+        """What the target thinks: after token ``pairs[r][1]`` (itself after ``pairs[r][0]``), most likely
+        first,
+        ``rows[r]`` come next. Called before `emit` of the same step, for all verified rows, rejected ones
+        too.
 
         Args:
             pairs: ``R`` pairs (token before, token); -1 where there is no token before.

@@ -1,4 +1,5 @@
-"""How often a candidate with a given evidence is what the target says: shipped cells, then the tenant's own counts."""
+"""How often a candidate with a given evidence is what the target says: shipped cells, then the tenant's own
+counts."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ LENGTHS, SHARES = 7, 9
 NO_SUFFIX, OTHER_SUFFIX, OWN_SUFFIX = 0, 1, 2
 LIBRARY_SUFFIX = OWN_SUFFIX + LENGTHS * SHARES
 SUFFIX_CLASSES = LIBRARY_SUFFIX + LENGTHS * SHARES
-# Row evidence: 0 no row here, 1 the row lacks the candidate, else 2 + rank for rows of two tokens, then of one.
+# Row evidence: 0 no row here, 1 the row lacks the candidate, else 2 + rank for rows of two tokens, then of
+# one.
 NO_ROW, OTHER_ROW, PAIR_ROW = 0, 1, 2
 RANKS = 8
 SINGLE_ROW = PAIR_ROW + RANKS
@@ -22,7 +24,8 @@ CELLS = SUFFIX_CLASSES * ROW_CLASSES
 
 
 def share_class(count: int, total: int, latest: bool) -> int:
-    """Classes 0-2: the only continuation, seen once, twice, more often; 3-8: by share, odd if the most recent one."""
+    """Classes 0-2: the only continuation, seen once, twice, more often; 3-8: by share, odd if the most recent
+    one."""
     if count == total:
         return min(count, 3) - 1
     share = count / total
@@ -30,7 +33,8 @@ def share_class(count: int, total: int, latest: bool) -> int:
 
 
 class Calibration:
-    """`probability[cell]` is learned online; a cell starts at its shipped value, which counts as `strength` sightings."""
+    """`probability[cell]` is learned online; a cell starts at its shipped value, which counts as `strength`
+    sightings."""
 
     __slots__ = ("_sightings", "_strength", "learned", "probability")
 
@@ -41,7 +45,8 @@ class Calibration:
         self.learned = 0
 
     def learn(self, cell: int, hit: bool) -> None:
-        """Running mean with the prior's weight in it; the window of 2,000 sightings lets it follow a drift."""
+        """Running mean with the prior's weight in it; the window of 2,000 sightings lets it follow a
+        drift."""
         seen = self._sightings.get(cell, self._strength) + 1.0
         p = self.probability
         p[cell] += (hit - p[cell]) / seen
@@ -61,7 +66,8 @@ def shipped() -> tuple[float, ...]:
 
 
 def table(suffixes: Sequence[float], rows: Sequence[float], joint: Mapping[int, float]) -> tuple[float, ...]:
-    """All cells: log-odds per suffix class and per row class add up, but cells that were seen often stand as seen."""
+    """All cells: log-odds per suffix class and per row class add up, but cells that were seen often stand as
+    seen."""
     cells = [1 / (1 + exp(-(s + r))) for s in suffixes for r in rows]
     for cell, probability in joint.items():
         cells[cell] = probability

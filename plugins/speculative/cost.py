@@ -20,10 +20,11 @@ def _knot(rows: int) -> int:
 
 
 class StepCost:
-    """``seconds(rows) = level * shape(rows)``: the level follows the machine quickly, each row count's shape slowly.
+    """``seconds(rows) = level * shape(rows)``: the level follows the machine quickly, each row count's shape
+    slowly.
 
-    Without the level, a machine that has become slower would make the row counts that were measured since look dearer
-    than those that were not.
+    Without the level, a machine that has become slower would make the row counts that were measured since
+    look dearer than those that were not.
     """
 
     def __init__(self, level_rate: float = 0.1, shape_rate: float = 0.05) -> None:

@@ -1,4 +1,5 @@
-"""What is remembered beyond a request, by tenant and shared between the methods; one budget for everything."""
+"""What is remembered beyond a request, by tenant and shared between the methods; one budget for
+everything."""
 
 from __future__ import annotations
 
@@ -73,14 +74,16 @@ class Memory:
         self.trim()
 
     def window(self, tokens: int) -> int:
-        """How many of a new request's last `tokens` may be indexed: running requests hold half the budget at most."""
+        """How many of a new request's last `tokens` may be indexed: running requests hold half the budget at
+        most."""
         return min(tokens, max((self.budget // 2 - self.live_bytes) // TOKEN_BYTES, 0))
 
     def state_bytes(self) -> int:
         return self.live_bytes + sum(memory.state_bytes() for memory in self._tenants.values())
 
     def trim(self) -> None:
-        """Back into the budget: idle tenants go first, oldest first; then the stores of the rest lose their oldest."""
+        """Back into the budget: idle tenants go first, oldest first; then the stores of the rest lose their
+        oldest."""
         excess = self.state_bytes() - self.budget
         for name in [n for n, memory in self._tenants.items() if not memory.live]:
             if excess <= 0:

@@ -1,9 +1,10 @@
-"""Best-first trees out of several sources: every candidate has a measured probability, a node's value is its path's.
+"""Best-first trees out of several sources: every candidate has a measured probability, a node's value is its
+path's.
 
-For each node the candidates are the continuations of the longest suffix match (in the request's own text, then in the
-tenant's earlier ones) and the target's own top tokens recorded for the last two tokens, else for the last one. What
-the sources say about a candidate selects a calibration cell; the cell's probability is how often such a candidate was
-right. `emit` tells which candidates were, so the cells keep learning.
+For each node the candidates are the continuations of the longest suffix match (in the request's own text,
+then in the tenant's earlier ones) and the target's own top tokens recorded for the last two tokens, else for
+the last one. What the sources say about a candidate selects a calibration cell; the cell's probability is how
+often such a candidate was right. `emit` tells which candidates were, so the cells keep learning.
 """
 
 from __future__ import annotations
@@ -160,8 +161,8 @@ class MergedDrafter(Drafter):
         parents: list[int] = []
         values: list[float] = []
         expanded: dict[int, list[Candidate]] = {}
-        # Only the best open sibling of each family is in the heap: (-value, tie, parent, its value, family, place,
-        # depth, token before).
+        # Only the best open sibling of each family is in the heap: (-value, tie, parent, its value, family,
+        # place, depth, token before).
         heap: list[tuple[float, int, int, float, list[Candidate], int, int, int]] = []
         floor, tie = self._floor, 0
         node, value, depth = ROOT, 1.0, 0

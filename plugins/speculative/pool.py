@@ -76,7 +76,8 @@ class DrafterPool:
             entry[1].finish(request)
 
     def wants_rows(self, request: str | None = None) -> bool:
-        """Whether this request's verified rows should come to `observe` (no name: whether any request's should)."""
+        """Whether this request's verified rows should come to `observe` (no name: whether any request's
+        should)."""
         if request is None:
             return any(drafter.wants_rows for _, drafter in self._requests.values())
         entry = self._requests.get(request)

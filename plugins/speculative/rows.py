@@ -1,4 +1,5 @@
-"""Token Recycling's adjacency: the target's most likely next tokens, keyed by the last token and by the last two."""
+"""Token Recycling's adjacency: the target's most likely next tokens, keyed by the last token and by the last
+two."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def pair_key(before: int, token: int) -> int:
 
 
 class RowTable:
-    """``key -> k ids, most likely first``; the most recent writing wins, the least recently written goes first.
+    """``key -> k ids, most likely first``; the most recent writing wins, the least recently written goes
+    first.
 
     Rows are kept packed (four bytes an id) because boxed integers would take ten times that.
     """
@@ -56,7 +58,8 @@ class RowTable:
             self.shrink(self.limit - self.limit // 8)
 
     def shrink(self, entries: int) -> None:
-        """Forget the oldest until at most `entries` are left (in bulk: popping a dict's head one by one is quadratic)."""
+        """Forget the oldest until at most `entries` are left (in bulk: popping a dict's head one by one is
+        quadratic)."""
         for key in list(islice(self._rows, max(len(self._rows) - entries, 0))):
             del self._rows[key]
 
@@ -90,7 +93,8 @@ class Rows:
     def write_verified(
         self, pairs: Sequence[tuple[int, int]], rows: NDArray[np.int32], *, prompt: bool = False
     ) -> None:
-        """`write`, so that the row worth most wins: the last of a prompt, the first (most probable) node of a tree."""
+        """`write`, so that the row worth most wins: the last of a prompt, the first (most probable) node of a
+        tree."""
         if prompt or len(pairs) == 1:
             self.write(pairs, rows)
         else:

@@ -1,4 +1,5 @@
-"""Static tree shapes: which child rank hangs where. Built from measured rank acceptance, or the paper's own."""
+"""Static tree shapes: which child rank hangs where. Built from measured rank acceptance, or the paper's
+own."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ PAPER_222 = (
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Node ``i`` is child ``ranks[i]`` of node ``parents[i]``; ordered by falling path value, parents first."""
+    """Node ``i`` is child ``ranks[i]`` of node ``parents[i]``; ordered by falling path value, parents
+    first."""
 
     parents: tuple[int, ...]
     ranks: tuple[int, ...]
@@ -38,7 +40,8 @@ class Shape:
 
 
 def tuned_shape(rank_acceptance: Sequence[float], nodes: int, max_depth: int = 10) -> Shape:
-    """The tree of `nodes` nodes with the largest expected accepted length, if a rank's acceptance knows no context.
+    """The tree of `nodes` nodes with the largest expected accepted length, if a rank's acceptance knows no
+    context.
 
     Greedy by path product is optimal here, since a child is never worth more than its parent.
     """
@@ -67,7 +70,8 @@ def tuned_shape(rank_acceptance: Sequence[float], nodes: int, max_depth: int = 1
 
 
 def shape_from_paths(paths: Sequence[str], rank_acceptance: Sequence[float] = MEASURED_RANKS) -> Shape:
-    """A shape given as paths of single-digit ranks, reordered by falling path product (which keeps parents first)."""
+    """A shape given as paths of single-digit ranks, reordered by falling path product (which keeps parents
+    first)."""
 
     def value(path: str) -> float:
         product = 1.0
@@ -93,7 +97,8 @@ def shape_from_paths(paths: Sequence[str], rank_acceptance: Sequence[float] = ME
 
 @lru_cache
 def named_shape(name: str) -> Shape:
-    """``"tuned"`` (the shipped default, 64 nodes), ``"2.2.2"`` (the paper's 80), or paths of ranks ("0 1 00 01")."""
+    """``"tuned"`` (the shipped default, 64 nodes), ``"2.2.2"`` (the paper's 80), or paths of ranks ("0 1 00
+    01")."""
     if name == "tuned":
         return tuned_shape(MEASURED_RANKS, 64)
     if name == "2.2.2":

@@ -11,14 +11,15 @@ from thriftree.plugins.speculative.merge import MergedDrafter
 
 @dataclass(frozen=True, slots=True)
 class SuffixConfig:
-    """Draft what followed the longest earlier occurrence of the last tokens, branching where it was followed variously.
+    """Draft what followed the longest earlier occurrence of the last tokens, branching where it was followed
+    variously.
 
-    Matches are looked for in the request's own prompt and output, and in the tenant's earlier answers where those
-    match longer. Depth adapts: to ``depth_factor`` levels per matched token, and to the frequencies, since a path's
-    value falls with every doubtful step and ends below ``floor``.
+    Matches are looked for in the request's own prompt and output, and in the tenant's earlier answers where
+    those match longer. Depth adapts: to ``depth_factor`` levels per matched token, and to the frequencies,
+    since a path's value falls with every doubtful step and ends below ``floor``.
 
-    Paper: SuffixDecoding, arXiv 2411.04975. We depart from it in that a branching continuation stays a tree, and that
-    a frequency counts for what was measured of its like (see `calibration`), not at face value.
+    Paper: SuffixDecoding, arXiv 2411.04975. We depart from it in that a branching continuation stays a tree,
+    and that a frequency counts for what was measured of its like (see `calibration`), not at face value.
     """
 
     paper: ClassVar[str] = "2411.04975"

@@ -1,4 +1,5 @@
-"""A growing text that knows where its current ending occurred before. Appending costs well under a microsecond."""
+"""A growing text that knows where its current ending occurred before. Appending costs well under a
+microsecond."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ GAP = -1
 class Text:
     """Tokens, and for each position the previous position of the same token and of the same two tokens.
 
-    These chains are a suffix tree's two upper levels; longer matches are found by walking back from each link, which
-    is cheaper than keeping deeper levels up to date for every token that is never looked up.
+    These chains are a suffix tree's two upper levels; longer matches are found by walking back from each
+    link, which is cheaper than keeping deeper levels up to date for every token that is never looked up.
     """
 
     __slots__ = ("_last", "_previous", "_previous_pair", "tokens")
@@ -63,8 +64,8 @@ class Text:
     def matches(self, context: Sequence[int], longest: int, tries: int) -> tuple[int, list[int]]:
         """The length of the longest match of the context's ending, and where it continues, most recent first.
 
-        Looks at the `tries` most recent places that share the last two tokens (else the last one), and compares at
-        most `longest` tokens.
+        Looks at the `tries` most recent places that share the last two tokens (else the last one), and
+        compares at most `longest` tokens.
         """
         end = len(context) - 1
         if end < 0:
@@ -108,7 +109,8 @@ class Text:
 
 
 class Library:
-    """Texts that a tenant's finished requests left, in two generations: the older is dropped when the younger is full."""
+    """Texts that a tenant's finished requests left, in two generations: the older is dropped when the younger
+    is full."""
 
     __slots__ = ("_old", "_young", "limit")
 

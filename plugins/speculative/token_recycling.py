@@ -19,14 +19,15 @@ _REQUEST_BYTES = 600
 
 @dataclass(frozen=True, slots=True)
 class TokenRecyclingConfig:
-    """Remember the top-k that the target gave after each token; draft from these rows along a fixed tree of ranks.
+    """Remember the top-k that the target gave after each token; draft from these rows along a fixed tree of
+    ranks.
 
-    Every verified row is kept, rejected ones too: what the target thinks after a token is as good there. A tenant's
-    rows outlive the request. A token without a row has no children.
+    Every verified row is kept, rejected ones too: what the target thinks after a token is as good there. A
+    tenant's rows outlive the request. A token without a row has no children.
 
-    Paper: Token Recycling, arXiv 2408.08696, whose tree is ``shape="2.2.2"``. We depart from it in that unseen tokens
-    propose nothing (there: id 0), that prompts may seed the rows, that the default tree is tuned to measured ranks,
-    and that ``pairs`` keys rows by the last two tokens with one as the fallback.
+    Paper: Token Recycling, arXiv 2408.08696, whose tree is ``shape="2.2.2"``. We depart from it in that
+    unseen tokens propose nothing (there: id 0), that prompts may seed the rows, that the default tree is
+    tuned to measured ranks, and that ``pairs`` keys rows by the last two tokens with one as the fallback.
     """
 
     paper: ClassVar[str] = "2408.08696"

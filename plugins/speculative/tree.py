@@ -12,10 +12,10 @@ ROOT = -1
 class DraftTree:
     """A token tree under the last committed token (the root, not a node).
 
-    ``tokens[i]`` hangs under ``tokens[parents[i]]``, or under the root where ``parents[i] == ROOT``. Parents come
-    first (``parents[i] < i``), so any prefix of the node list is a tree again; siblings are distinct. ``values[i]`` is
-    the estimated probability that the whole path down to node ``i`` is accepted; nodes are ordered by falling value,
-    so the first ``m`` nodes are the best tree of ``m`` nodes.
+    ``tokens[i]`` hangs under ``tokens[parents[i]]``, or under the root where ``parents[i] == ROOT``. Parents
+    come first (``parents[i] < i``), so any prefix of the node list is a tree again; siblings are distinct.
+    ``values[i]`` is the estimated probability that the whole path down to node ``i`` is accepted; nodes are
+    ordered by falling value, so the first ``m`` nodes are the best tree of ``m`` nodes.
     """
 
     tokens: Sequence[int] = ()

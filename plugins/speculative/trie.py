@@ -1,10 +1,12 @@
-"""PIA's store of generated text: every stretch of it is a path in a trie, each node counting how often it was taken."""
+"""PIA's store of generated text: every stretch of it is a path in a trie, each node counting how often it was
+taken."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-#: Measured on CPython 3.11 on texts of which a third repeats: the node, its dict and its slot in the parent's dict.
+#: Measured on CPython 3.11 on texts of which a third repeats: the node, its dict and its slot in the parent's
+#: dict.
 NODE_BYTES = 260
 
 
@@ -27,7 +29,8 @@ class Cursor:
 
 
 class Trie:
-    """Stretches of up to `depth` tokens, at most `limit` nodes. A child is never taken more often than its parent."""
+    """Stretches of up to `depth` tokens, at most `limit` nodes. A child is never taken more often than its
+    parent."""
 
     __slots__ = ("_generation", "depth", "limit", "nodes", "root")
 
@@ -67,7 +70,8 @@ class Trie:
         return node
 
     def squeeze(self) -> None:
-        """Halve every count and drop what falls to one or below: old and rare stretches go, frequent ones fade."""
+        """Halve every count and drop what falls to one or below: old and rare stretches go, frequent ones
+        fade."""
         self._generation += 1  # cursors of running texts may point into what is dropped
         self.nodes = 0
         open_nodes = [self.root]

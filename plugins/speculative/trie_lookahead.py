@@ -22,14 +22,14 @@ _OPEN_STRETCHES_BYTES = 300
 class TrieLookaheadConfig:
     """Look the last tokens up in a trie of n-grams, draft its subtree: shared prefixes are verified once.
 
-    Generated text of the tenant is streamed into the trie as it appears; the request's own prompt counts apart and
-    first: a branch weighs ``(1 - output_weight) * prompt count + output_weight * output count``. The trie is squeezed
-    when it is full (counts halve, rare branches go).
+    Generated text of the tenant is streamed into the trie as it appears; the request's own prompt counts
+    apart and first: a branch weighs ``(1 - output_weight) * prompt count + output_weight * output count``.
+    The trie is squeezed when it is full (counts halve, rare branches go).
 
-    Paper: Lookahead (PIA), arXiv 2312.12728, hierarchical multi-branch form. We depart from it in that a prompt's
-    counts are read off the request's own text index instead of being added to the trie and taken out again (same
-    counts, a tenth of the memory, nothing to restore when a request is cancelled), and that branches are drafted
-    best-first by smoothed share, so that any prefix of the draft is a good tree.
+    Paper: Lookahead (PIA), arXiv 2312.12728, hierarchical multi-branch form. We depart from it in that a
+    prompt's counts are read off the request's own text index instead of being added to the trie and taken out
+    again (same counts, a tenth of the memory, nothing to restore when a request is cancelled), and that
+    branches are drafted best-first by smoothed share, so that any prefix of the draft is a good tree.
     """
 
     paper: ClassVar[str] = "2312.12728"

@@ -1,7 +1,8 @@
-"""Verification of one-hot drafts: the target speaks once per visited node, the walk follows the child that says so.
+"""Verification of one-hot drafts: the target speaks once per visited node, the walk follows the child that
+says so.
 
-Exact for every tree that was built without looking at the target's randomness (whatever the temperature), because the
-token that is emitted at a node is always the target's own sample there, drafted or not.
+Exact for every tree that was built without looking at the target's randomness (whatever the temperature),
+because the token that is emitted at a node is always the target's own sample there, drafted or not.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from thriftree.plugins.speculative.tree import ROOT, DraftTree
 class Walk:
     """One request's way down its tree, driven level by level.
 
-    Row 0 is the root's row of logits, row ``i + 1`` that of node ``i``. Sample at `row`, hand the token to `advance`;
-    while it returns True there is a next row to sample at. Every token handed in is emitted.
+    Row 0 is the root's row of logits, row ``i + 1`` that of node ``i``. Sample at `row`, hand the token to
+    `advance`; while it returns True there is a next row to sample at. Every token handed in is emitted.
     """
 
     __slots__ = ("_child", "accepted", "row")
@@ -26,7 +27,8 @@ class Walk:
         self.row = 0
 
     def advance(self, token: int) -> bool:
-        """Descend to the child that carries `token`; False where no child does (the token is the last one)."""
+        """Descend to the child that carries `token`; False where no child does (the token is the last
+        one)."""
         node = self._child.get((self.row - 1, token))
         if node is None:
             return False
@@ -36,7 +38,8 @@ class Walk:
 
 
 def greedy_walk(tree: DraftTree, argmax: Sequence[int]) -> tuple[list[int], int]:
-    """The accepted nodes and the bonus token, from the argmax of every row (row 0 = root, row ``i + 1`` = node ``i``)."""
+    """The accepted nodes and the bonus token, from the argmax of every row (row 0 = root, row ``i + 1`` =
+    node ``i``)."""
     walk = Walk(tree)
     while walk.advance(argmax[walk.row]):
         pass

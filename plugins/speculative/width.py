@@ -42,10 +42,11 @@ _DOUBT = 4.0
 class WidthController:
     """Per step: `plan` before drafting, `choose` after it, `learn_step` (and `learn_draft`) when it ran.
 
-    The expected tokens of a step are its plain ones plus the nodes' values, corrected by how much of what values
-    promised was realised so far; its time is the measured cost of its rows plus that of drafting. `choose` takes the
-    number of nodes with the most tokens per second, over all lengths since costs need not be convex. A load at which
-    drafts do not even pay for themselves is put to sleep and looked at again every `probe_every` steps.
+    The expected tokens of a step are its plain ones plus the nodes' values, corrected by how much of what
+    values promised was realised so far; its time is the measured cost of its rows plus that of drafting.
+    `choose` takes the number of nodes with the most tokens per second, over all lengths since costs need not
+    be convex. A load at which drafts do not even pay for themselves is put to sleep and looked at again every
+    `probe_every` steps.
 
     Decisions rest on clocks, so only one process may make them (tensor-parallel ranks would disagree).
     """
@@ -127,7 +128,8 @@ class WidthController:
         return sizes
 
     def learn_step(self, rows: int, seconds: float, promised: float = 0.0, accepted: int = 0) -> None:
-        """A step ran: all its rows, its time, the sum of the verified nodes' values, and how many were accepted.
+        """A step ran: all its rows, its time, the sum of the verified nodes' values, and how many were
+        accepted.
 
         Leave out steps whose time says nothing about rows (compilation, first use of a shape): ``seconds=0``.
         """
@@ -158,7 +160,8 @@ class WidthController:
         return load
 
     def _follow(self, load: _Load, gain: float) -> bool:
-        """Sleep and wake by what this step promises; True where a look must verify something to learn its cost."""
+        """Sleep and wake by what this step promises; True where a look must verify something to learn its
+        cost."""
         if load.awake:
             load.gain += (gain - load.gain) * max(0.05, 1 / load.steps if load.steps else 1.0)
             if load.gain <= 0 and load.steps >= self.config.settle:
