@@ -15,6 +15,8 @@ from thriftree.plugins.speculative.trie import Cursor, Node
 
 #: What a continuation of the last token alone is worth beside those of the last two.
 _SHORTER_QUERY = 0.3
+#: Sightings' worth of doubt about any set of branches.
+_UNEXPLAINED = 0.5
 _OPEN_STRETCHES_BYTES = 300
 
 
@@ -136,8 +138,8 @@ class TrieLookahead(Drafter):
         scores = {token: (1 - w) * len(after) for token, after in prompt.items()}
         for token, child in trie.items():
             scores[token] = scores.get(token, 0.0) + w * child.count
-        # One more sighting that none of them explains: a branch seen once is no certainty.
-        unit = (1 - w) if prompt else w
+        # Some weight for what none of them explains: a branch seen once is no certainty.
+        unit = _UNEXPLAINED * ((1 - w) if prompt else w)
         total = sum(scores.values()) + unit
         ranked = sorted(scores.items(), key=lambda item: -item[1])
         return [
