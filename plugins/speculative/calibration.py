@@ -54,7 +54,7 @@ class Calibration:
         self.learned += 1
 
     def state_bytes(self) -> int:
-        return 32 * len(self.probability) + 100 * len(self._sightings)
+        return 8 * len(self.probability) + 140 * len(self._sightings)  # unlearned cells are shared floats
 
 
 @lru_cache(maxsize=1)
