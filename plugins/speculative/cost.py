@@ -50,10 +50,10 @@ class StepCost:
         self._times_seen = dict.fromkeys(measured, 2 * _KNOWN)
         self._last_seen = dict.fromkeys(measured, self._steps)
 
-    def measure(self, rows: int, seconds: float) -> None:
-        """A step of `rows` rows took this long."""
+    def measure(self, rows: int, seconds: float) -> bool:
+        """A step of `rows` rows took this long. True if that is far less than was believed."""
         if rows <= 0 or seconds <= 0:
-            return
+            return False
         self._steps += 1
         knot = _knot(rows)
         shape = self._interpolate(knot)
@@ -61,11 +61,12 @@ class StepCost:
             self._level = seconds / shape
         seen = self._times_seen.get(knot, 0)
         error = log(seconds / (self._level * shape))
+        cheap = error < -_SURPRISE
         if abs(error) < _SURPRISE:
             self._last_seen[knot] = self._steps  # else look again soon: a new truth, or a hiccup
         rate = max(self._shape_rate, 1 / (seen + 1))
         if seen >= _KNOWN:
-            rate = max(rate, abs(error) - _SURPRISE)
+            rate = min(max(rate, abs(error) - _SURPRISE), 0.5)
             error = max(-0.5, min(0.5, error))  # a hiccup is not a trend
             self._level *= exp(self._level_rate * error)
             error *= 1 - self._level_rate
@@ -73,6 +74,7 @@ class StepCost:
             self._rows.insert(bisect_left(self._rows, knot), knot)
         self._shape[knot] = shape * exp(rate * error)
         self._times_seen[knot] = seen + 1
+        return cheap
 
     def seconds(self, rows: int) -> float:
         return (self._level or 1.0) * self._interpolate(rows)

@@ -13,6 +13,7 @@ from thriftree.plugins.speculative.text import TOKEN_BYTES, Library
 from thriftree.plugins.speculative.trie import Trie
 
 DEFAULT_BUDGET = 64 << 20
+_TICKS = 16
 
 
 class Store(Protocol):
@@ -54,6 +55,7 @@ class Memory:
         self._calibration = calibration
         #: Bytes of the running requests' own state, kept up to date by the drafters.
         self.live_bytes = 0
+        self._ticks = 0
         self._tenants: OrderedDict[str, TenantMemory] = OrderedDict()
 
     def __len__(self) -> int:
@@ -68,6 +70,12 @@ class Memory:
         memory.live += 1
         self.trim()
         return memory
+
+    def tick(self) -> None:
+        """Something was stored; looks at the budget now and then (stores are bounded one by one anyway)."""
+        self._ticks += 1
+        if not self._ticks % _TICKS:
+            self.trim()
 
     def leave(self, memory: TenantMemory) -> None:
         memory.live -= 1

@@ -110,6 +110,7 @@ class MergedDrafter(Drafter):
         before = state.text.state_bytes()
         state.text.extend(tokens)
         self._hold(state.text.state_bytes() - before)
+        self._memory.tick()
 
     def finish(self, request: str) -> None:
         state = self._requests.pop(request, None)

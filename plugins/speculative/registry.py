@@ -54,7 +54,7 @@ def describe(name: str) -> Method:
     return Method(
         name=name,
         paper=config.paper,
-        summary=(config.__doc__ or "").strip().splitlines()[0],
+        summary=" ".join((config.__doc__ or "").split("\n\n")[0].split()),
         parameters={"type": "object", "properties": properties, "additionalProperties": False},
         default=name == DEFAULT_METHOD,
     )

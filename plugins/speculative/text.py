@@ -73,7 +73,9 @@ class Text:
         if end >= 1:
             at = self._last.get((context[-2] + 1) << 32 | context[-1], -1)
             if at >= 1:
-                return self._longest(context, end, at, self._previous_pair, 2, longest, tries)
+                found = self._longest(context, end, at, self._previous_pair, 2, longest, tries)
+                if found[1]:  # else the text ends there
+                    return found
         at = self._last.get(context[-1], -1)
         return self._longest(context, end, at, self._previous, 1, longest, tries) if at >= 0 else (0, [])
 
@@ -92,7 +94,7 @@ class Text:
         best, places = 0, []
         while at >= 0 and tries:
             tries -= 1
-            if at + 1 < size:
+            if at + 1 < size and tokens[at + 1] != GAP:
                 length = known
                 bound = min(longest, at + 1, end + 1)
                 while length < bound and tokens[at - length] == context[end - length]:

@@ -92,6 +92,7 @@ class TokenRecycling(Drafter):
             state.memory.rows.write([pairs[r] for r in kept], rows[kept])
         state.before, state.last = path[-2:]
         state.emitted = True
+        self._memory.tick()
 
     def unseen(self, request: str, pairs: Sequence[tuple[int, int]]) -> list[int]:
         state = self._requests.get(request)

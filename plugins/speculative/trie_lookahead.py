@@ -88,6 +88,7 @@ class TrieLookahead(Drafter):
         if state is not None and tokens:
             state.memory.trie.stream(state.cursor, tokens)
             state.context = [*state.context, *tokens][-2:]
+            self._memory.tick()
 
     def propose(self, request: str, max_nodes: int, max_depth: int) -> DraftTree:
         state = self._requests.get(request)

@@ -18,7 +18,9 @@ class WidthConfig:
     margin: float = 0.01  #: gain that must be promised before nodes are verified at all
     probe_every: int = 128  #: steps between looks at what is believed not to pay
     settle: int = 24  #: steps before a load that was switched on may be switched off again
-    stale_bonus: float = 0.05  #: how much cheaper a row count may turn out that was not measured lately
+    stale_bonus: float = (
+        0.05  #: how much cheaper a row count may have become in `probe_every` steps unmeasured
+    )
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ class WidthController:
         self._promised = self._accepted = 0.0
         self._loads: dict[int, _Load] = {}
         self._steps = 0
+        self._surprised = False
 
     @property
     def ratio(self) -> float:
@@ -94,7 +97,7 @@ class WidthController:
         base = len(trees) + rows
         if not trees:
             return []
-        if self.cost.age(base) > 2 * self.config.probe_every:
+        if not rows and self.cost.age(base) > 2 * self.config.probe_every:
             return [0] * len(trees)  # the plain step is what everything is compared with: know its cost
         load = self._load(plain)
         nodes = sorted(
@@ -104,7 +107,7 @@ class WidthController:
         )[: self.config.max_step_nodes]
         cost, ratio, drafting = self.cost, self.ratio, self.draft_seconds * len(trees)
         off = plain / cost.seconds(base)  # tokens per second without speculation
-        explore = self._steps % self.config.probe_every == 0
+        explore = self._surprised or self._steps % self.config.probe_every == 0
         none_rate = plain / (cost.seconds(base) + drafting)
         best, best_rate = 0, none_rate * (1 + self.config.margin)
         probe, probe_rate = 0, 0.0
@@ -112,8 +115,10 @@ class WidthController:
         for n, (negative, _, _) in enumerate(nodes, 1):
             expected -= negative * ratio
             seconds = cost.seconds(base + n)
-            if explore and cost.age(base + n) > self.config.probe_every:
-                seconds *= 1 - self.config.stale_bonus
+            if explore:
+                seconds *= 1 - min(
+                    cost.age(base + n) // self.config.probe_every * self.config.stale_bonus, 0.5
+                )
             rate = expected / (seconds + drafting)
             if rate > best_rate:
                 best, best_rate = n, rate
@@ -133,7 +138,7 @@ class WidthController:
 
         Leave out steps whose time says nothing about rows (compilation, first use of a shape): ``seconds=0``.
         """
-        self.cost.measure(rows, seconds)
+        self._surprised = self.cost.measure(rows, seconds)
         if promised > 0:
             self._promised = 0.99 * self._promised + promised
             self._accepted = 0.99 * self._accepted + accepted

@@ -19,5 +19,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 each_method = pytest.mark.parametrize(
-    ("method", "options"), METHODS, ids=[f"{m}-{'-'.join(map(str, o.values())) or 'default'}" for m, o in METHODS]
+    ("method", "options"),
+    METHODS,
+    ids=[f"{m}-{'-'.join(map(str, o.values())) or 'default'}" for m, o in METHODS],
 )

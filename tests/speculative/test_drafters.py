@@ -23,7 +23,7 @@ def check_tree(tree: DraftTree, max_nodes: int, max_depth: int) -> None:
     assert len(tree.tokens) == len(tree.parents) == len(tree.values) <= max_nodes
     assert all(ROOT <= parent < i for i, parent in enumerate(tree.parents)), "parents come first"
     assert len(set(zip(tree.parents, tree.tokens, strict=True))) == len(tree), "siblings are distinct"
-    assert all(0 <= token for token in tree.tokens)
+    assert all(token >= 0 for token in tree.tokens)
     assert all(0 < value < 1 for value in tree.values)
     assert list(tree.values) == sorted(tree.values, reverse=True), "values fall"
     assert all(tree.values[i] <= tree.values[p] for i, p in enumerate(tree.parents) if p != ROOT)
@@ -75,7 +75,9 @@ def story(drafter: Drafter, tenant: str, seed: int, requests: int = 4, tag: str 
     target = RandomTarget(vocabulary=9, order=2, seed=seed)
     for r in range(requests):
         prompt = [random.Random(seed + r).randrange(9) for _ in range(12)]
-        serve(drafter, target, prompt, 30, rolling(r), request=f"{tag}{r}", tenant=tenant, nodes=8, trees=trees)
+        serve(
+            drafter, target, prompt, 30, rolling(r), request=f"{tag}{r}", tenant=tenant, nodes=8, trees=trees
+        )
     return trees
 
 
@@ -121,7 +123,9 @@ def test_memory_stays_in_its_budget(method: str, options: dict[str, Any]) -> Non
         drafter.start(str(r), tenant, [rng.randrange(5000) for _ in range(200)])
         for _ in range(10):
             pairs = [(rng.randrange(5000), rng.randrange(5000)) for _ in range(8)]
-            drafter.observe(str(r), pairs, np.array([rng.sample(range(5000), 8) for _ in pairs], dtype=np.int32))
+            drafter.observe(
+                str(r), pairs, np.array([rng.sample(range(5000), 8) for _ in pairs], dtype=np.int32)
+            )
             drafter.emit(str(r), [rng.randrange(5000) for _ in range(4)])
             drafter.propose(str(r), 8, 8)
         drafter.finish(str(r))
@@ -159,7 +163,9 @@ def test_drafting_costs_little(method: str) -> None:
     drafter.start("r", "t", text)
     assert time.perf_counter() - began < 0.05
     pairs = list(zip(text, text[1:], strict=False))
-    drafter.observe("r", pairs, np.array([[rng.randrange(1000) for _ in range(8)] for _ in pairs], dtype=np.int32))
+    drafter.observe(
+        "r", pairs, np.array([[rng.randrange(1000) for _ in range(8)] for _ in pairs], dtype=np.int32)
+    )
     seconds = []
     for token in text[:200]:
         drafter.emit("r", [token])

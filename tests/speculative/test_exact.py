@@ -12,7 +12,18 @@ from thriftree.plugins.speculative.base import Drafter
 from thriftree.plugins.speculative.memory import Memory
 from thriftree.plugins.speculative.registry import build
 from thriftree.plugins.speculative.tree import ROOT, DraftTree
-from toy import Choose, Law, RandomTarget, Verify, distance, exact_law, path_to, rolling, sample_then_walk, serve
+from toy import (
+    Choose,
+    Law,
+    RandomTarget,
+    Verify,
+    distance,
+    exact_law,
+    path_to,
+    rolling,
+    sample_then_walk,
+    serve,
+)
 
 LENGTH = 4
 PROMPT = [0, 1, 2, 0, 1, 0, 2, 1, 0, 1]
@@ -28,7 +39,9 @@ def plain_law(target: RandomTarget) -> Law:
     return exact_law(program)
 
 
-def drafted_law(target: RandomTarget, method: str, options: dict[str, Any], verify: Verify) -> tuple[Law, int]:
+def drafted_law(
+    target: RandomTarget, method: str, options: dict[str, Any], verify: Verify
+) -> tuple[Law, int]:
     """The law with drafts, and the nodes drafted in all branches."""
     drafted = 0
 
