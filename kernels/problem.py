@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,11 @@ class Problem:
     def layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """First arguments of `Plan.run`."""
         return self.query, self.key, self.value, self.key_cache, self.value_cache
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        """The same step in another type."""
+        names = ("query", "key", "value", "key_cache", "value_cache")
+        return replace(self, **{name: getattr(self, name).to(dtype) for name in names})
 
     def output(self) -> Tensor:
         """A fresh output, every element NaN until written."""

@@ -67,10 +67,10 @@ def tree_attention(
 ) -> None:
     """One layer without a plan.
 
-    Query ``[R, heads, dim]``; key and value ``[R, kv_heads, dim]``, the step's own rows, not in the cache; caches
-    ``[blocks, kv_heads, block, dim]`` with the keys of a block stored ``[dim, block]`` as vLLM's CPU cache does;
-    the result goes into `out` ``[R, heads, dim]``. `sliding_window` counts in depth: row `i` at position
-    ``ctx + depth[i]`` sees what is less than a window before it.
+    Query ``[R, heads, dim]``; key and value ``[R, kv_heads, dim]``, the step's own rows, not in the cache;
+    caches ``[blocks, kv_heads, block, dim]`` with the keys of a block stored ``[dim, block]``, as in vLLM;
+    `out` ``[R, heads, dim]``. `sliding_window` counts in depth: row `i` at position ``ctx + depth[i]`` sees
+    what is less than a window before it.
     """
     prepare(block_table, row_start, ctx_lens, ancestors, depth).run(
         query, key, value, key_cache, value_cache, out, scale,

@@ -11,7 +11,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCES = ("cpu.c", "gemm.h", "simd.h")
+SOURCES = ("cpu.c", "commit.c")
+HEADERS = ("gemm.h", "simd.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-std=gnu11", "-w")
 
 
@@ -41,7 +42,7 @@ def processor() -> str:
 def folder() -> Path:
     """Where this build lives: named after sources, flags, compiler and processor."""
     here = Path(__file__).parent
-    parts = [(here / name).read_bytes() for name in SOURCES]
+    parts = [(here / name).read_bytes() for name in SOURCES + HEADERS]
     parts += [repr((FLAGS, compiler(), platform.machine(), processor())).encode()]
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     root = os.environ.get("THRIFTREE_CACHE") or Path.home() / ".cache" / "thriftree"
@@ -66,10 +67,10 @@ def library() -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            # The OpenMP entry points stay undefined: the runtime that torch has loaded already serves them, so
+            # The OpenMP entry points stay undefined: torch's runtime, loaded already, serves them, so
             # there is no second pool of threads.
-            source = str(Path(__file__).parent / "cpu.c")
-            run(compiler(), *FLAGS, "-shared", source, "-o", f"{work}/cpu.so", "-lm")
+            sources = [str(Path(__file__).parent / name) for name in SOURCES]
+            run(compiler(), *FLAGS, "-shared", *sources, "-o", f"{work}/cpu.so", "-lm")
             os.replace(f"{work}/cpu.so", target)
     except OSError as error:
         raise NoCompiler(f"cannot write {target.parent}: {error.strerror}") from None

@@ -13,9 +13,10 @@
 #define TILE 128           /* tokens of context per step; scores of CHUNK rows stay in L1 */
 #define S_ROW (TILE + 16)
 #define CHUNK 24
+#define COPY_ROWS 12       /* from here on a 16-bit tile is made float once, not once per block of rows */
 #define NOTHING (-1e30f)   /* running maximum before anything was seen; finite, so that differences stay finite */
 #define TILE_READ_COST 4   /* reading a token's K and V costs as much as this many rows of arithmetic */
-#define MIN_PART 6000      /* tokens x rows below which another thread costs more than it saves */
+#define MIN_PART 1000      /* tokens x rows below which another thread costs more than it saves */
 #define MAX_PARTS 512
 
 /* Kept in step with cpu.py. */
@@ -47,7 +48,8 @@ struct call {
 /* One request as the tiles see it. */
 struct shape { int32_t rows, m, lo, ctx, prefix_tiles, tiles; };
 
-struct piece { const float *k, *v; ptrdiff_t k_row, v_row; int32_t col, cols, valid; };
+/* Some tokens' K and V: the cache's or the step's own memory, or a float copy in scratch. */
+struct piece { const void *k, *v; ptrdiff_t k_row, v_row; int32_t col, cols, valid, k_type, v_type; };
 
 extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
 extern int omp_get_thread_num(void) __attribute__((weak));
@@ -135,7 +137,7 @@ static float *slot_memory(size_t floats) {
 
 /* Pieces of the cache under tokens [from, from + count): cut at block borders. */
 INLINE int cache_pieces(const struct call *c, int64_t r, int64_t h, int32_t from, int32_t count, float *kt, float *vt,
-                        struct piece *out, const int type) {
+                        struct piece *out, int copy, const int type) {
     const struct plan *p = c->plan;
     const int32_t *table = p->block_table + r * p->table_stride;
     int n = 0;
@@ -146,8 +148,8 @@ INLINE int cache_pieces(const struct call *c, int64_t r, int64_t h, int32_t from
         int32_t cols = (valid + LANES - 1) / LANES * LANES;
         const char *k = c->kc + (block * p->kc_block + h * p->kc_head + offset) * c->elem;
         const char *v = c->vc + (block * p->vc_block + h * p->vc_head + (int64_t)offset * p->dim) * c->elem;
-        if (type == F32) {
-            out[n] = (struct piece){(const float *)k, (const float *)v, p->block, p->dim, col, cols, valid};
+        if (!copy) {
+            out[n] = (struct piece){k, v, p->block, p->dim, col, cols, valid, type, type};
         } else {
             for (int d = 0; d < p->dim; d++)
                 for (int j = 0; j < cols; j += LANES)
@@ -157,29 +159,21 @@ INLINE int cache_pieces(const struct call *c, int64_t r, int64_t h, int32_t from
         }
         col += valid;
     }
-    if (type == F32) return n;
-    out[0] = (struct piece){kt, vt, TILE, p->dim, 0, (count + LANES - 1) / LANES * LANES, count};
+    if (!copy) return n;
+    out[0] = (struct piece){kt, vt, TILE, p->dim, 0, (count + LANES - 1) / LANES * LANES, count, F32, F32};
     return 1;
 }
 
 /* The request's own rows [from, from + count) as a piece: K transposed, V as it lies. */
-INLINE int step_piece(const struct call *c, int64_t first, int64_t h, int32_t count, float *kt, float *vt,
-                      struct piece *out, const int type) {
+INLINE int step_piece(const struct call *c, int64_t first, int64_t h, int32_t count, float *kt, struct piece *out,
+                      const int type) {
     const struct plan *p = c->plan;
     int32_t cols = (count + LANES - 1) / LANES * LANES;
     const char *k = c->k + (first * p->k_row + h * p->k_head) * c->elem;
     const char *v = c->v + (first * p->v_row + h * p->v_head) * c->elem;
-    for (int32_t j = 0; j < cols; j++)
-        for (int d = 0; d < p->dim; d++)
-            kt[(ptrdiff_t)d * TILE + j] = j < count ? scalar_as(k, j * p->k_row + d, type) : 0.0f;
-    *out = (struct piece){kt, (const float *)v, TILE, p->v_row, 0, cols, count};
-    if (type != F32) {
-        for (int32_t j = 0; j < count; j++)
-            for (int d = 0; d < p->dim; d += LANES)
-                store(vt + (ptrdiff_t)j * p->dim + d, load_as(v, j * p->v_row + d, type));
-        out->v = vt;
-        out->v_row = p->dim;
-    }
+    for (int32_t j = 0; j < count; j++) /* the columns up to `cols` keep whatever was there: they are hidden */
+        for (int d = 0; d < p->dim; d++) kt[(ptrdiff_t)d * TILE + j] = scalar_as(k, j * p->k_row + d, type);
+    *out = (struct piece){kt, v, TILE, p->v_row, 0, cols, count, F32, type};
     return 1;
 }
 
@@ -243,6 +237,31 @@ static void mask_tree(const struct call *c, int64_t start, int64_t row, int32_t 
     }
 }
 
+/* Scores of a piece; its V is on the way meanwhile, since nothing else announces it. */
+static void scores(int m, const float *q, int dim, const struct piece *x, float *s, int first) {
+    int64_t bytes = (int64_t)x->valid * x->v_row * (x->v_type == F32 ? 4 : 2);
+    struct ahead ahead = {x->v, 0};
+    if (first && x->k_type == x->v_type) {
+        int steps = dim * ((x->cols + VECTORS(m < MAX_ROWS ? m : MAX_ROWS) * LANES - 1) / (VECTORS(m < MAX_ROWS ? m : MAX_ROWS) * LANES));
+        ahead.lines = (int)((bytes / 64 + steps - 1) / steps);
+    }
+    s += x->col;
+    if (x->k_type == F32) scores_F32(m, q, dim, x->k, x->k_row, s, S_ROW, x->cols, &ahead);
+    else if (x->k_type == BF16) scores_BF16(m, q, dim, x->k, x->k_row, s, S_ROW, x->cols, &ahead);
+    else scores_F16(m, q, dim, x->k, x->k_row, s, S_ROW, x->cols, &ahead);
+}
+
+/* Add a piece's weighted values from token `cut` on; `next` is the following K. */
+static void values(int m, const float *w, const struct piece *x, int cut, float *o, int dim, const float *factor,
+                   const char *next) {
+    struct ahead ahead = {next, next ? (x->v_type == F32 ? 4 : 2) : 0};
+    const void *v = at(x->v, cut * x->v_row, x->v_type);
+    w += x->col + cut;
+    if (x->v_type == F32) values_F32(m, w, S_ROW, x->valid - cut, v, x->v_row, o, dim, factor, &ahead);
+    else if (x->v_type == BF16) values_BF16(m, w, S_ROW, x->valid - cut, v, x->v_row, o, dim, factor, &ahead);
+    else values_F16(m, w, S_ROW, x->valid - cut, v, x->v_row, o, dim, factor, &ahead);
+}
+
 INLINE void attend_tile(const struct call *c, const struct shape *s, int64_t r, int64_t h, int32_t tile, struct rows x,
                         float *sc, float *kt, float *vt, const int type) {
     const struct plan *p = c->plan;
@@ -254,19 +273,23 @@ INLINE void attend_tile(const struct call *c, const struct shape *s, int64_t r, 
         from = s->lo + tile * c->tile;
         count = s->ctx - from < c->tile ? s->ctx - from : c->tile;
         if (p->window > 0) skip = s->ctx - p->window + 1 - from; /* no row sees these, and they may hold anything */
-        n = cache_pieces(c, r, h, from, count, kt, vt, pieces, type);
+        n = cache_pieces(c, r, h, from, count, kt, vt, pieces, type != F32 && s->m > COPY_ROWS, type);
     } else {
         from = (tile - s->prefix_tiles) * c->tile;
         count = s->rows - from < c->tile ? s->rows - from : c->tile;
-        n = step_piece(c, start + from, h, count, kt, vt, pieces, type);
+        n = step_piece(c, start + from, h, count, kt, pieces, type);
     }
     int32_t cols = pieces[n - 1].col + pieces[n - 1].cols;
     float alpha[CHUNK];
+    const char *next = NULL;
+    if (prefix && tile + 1 < s->prefix_tiles) {
+        int32_t to = from + c->tile;
+        int64_t block = p->block_table[r * p->table_stride + to / p->block];
+        next = c->kc + (block * p->kc_block + h * p->kc_head + to % p->block) * c->elem;
+    }
     for (int32_t m0 = 0; m0 < s->m; m0 += CHUNK) {
         int32_t m = s->m - m0 < CHUNK ? s->m - m0 : CHUNK;
-        for (int i = 0; i < n; i++)
-            scores(m, x.q + (ptrdiff_t)m0 * p->dim, p->dim, pieces[i].k, pieces[i].k_row, sc + pieces[i].col, S_ROW,
-                   pieces[i].cols);
+        for (int i = 0; i < n; i++) scores(m, x.q + (ptrdiff_t)m0 * p->dim, p->dim, pieces + i, sc, m0 == 0);
         for (int32_t i = 0; i < m; i++) {
             int32_t row = (m0 + i) / group, head = (int32_t)h * group + (m0 + i) % group;
             float *line = sc + i * S_ROW;
@@ -278,8 +301,7 @@ INLINE void attend_tile(const struct call *c, const struct shape *s, int64_t r, 
         for (int i = 0; i < n; i++) {
             int32_t cut = skip - pieces[i].col;
             cut = cut < 0 ? 0 : cut < pieces[i].valid ? cut : pieces[i].valid;
-            values(m, sc + pieces[i].col + cut, S_ROW, pieces[i].valid - cut, pieces[i].v + cut * pieces[i].v_row,
-                   pieces[i].v_row, x.o + (ptrdiff_t)m0 * p->dim, p->dim, factor);
+            values(m, sc, pieces + i, cut, x.o + (ptrdiff_t)m0 * p->dim, p->dim, factor, m0 == 0 ? next : NULL);
             factor = NULL;
         }
     }

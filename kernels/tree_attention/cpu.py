@@ -46,6 +46,8 @@ def library() -> ctypes.PyDLL | None:
         return None
     loaded.thriftree_attend.argtypes = [ctypes.c_void_p] * 9
     loaded.thriftree_attend.restype = ctypes.c_int
+    loaded.thriftree_commit.argtypes = [ctypes.c_void_p]
+    loaded.thriftree_commit.restype = None
     if not loaded.thriftree_parallel():
         logger.warning("thriftree: no OpenMP runtime in this process, tree attention runs on one thread")
     return loaded

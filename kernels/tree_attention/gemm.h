@@ -10,18 +10,27 @@
 #define VECTORS(rows) ((rows) <= 3 ? 4 : 2)
 #endif
 
+/* What to bring in while computing: `lines` cache lines per step of the inner loop. */
+struct ahead { const char *at; int lines; };
+
+INLINE void fetch(struct ahead *a) {
+    for (const char *end = a->at + 64 * a->lines; a->at < end; a->at += 64) __builtin_prefetch(a->at, 0, 3);
+}
+
 /* s[r, 0..n) = q[r, :] . k[:, 0..n), k stored [dim, tokens] as the cache does. */
-INLINE void scores_block(const float *q, int dim, const float *k, ptrdiff_t k_row, float *s, ptrdiff_t s_row,
-                         const int rows, const int vectors) {
+INLINE void scores_block(const float *q, int dim, const void *k, ptrdiff_t k_row, float *s, ptrdiff_t s_row,
+                         struct ahead *ahead, const int type, const int rows, const int vectors) {
     vf acc[MAX_ROWS][8];
+    struct ahead next = *ahead;
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) acc[r][v] = splat(0);
-    for (int d = 0; d < dim; d++, k += k_row) {
+    for (int d = 0; d < dim; d++) {
         vf kv[8];
+        fetch(&next);
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) kv[v] = load(k + v * LANES);
+        for (int v = 0; v < vectors; v++) kv[v] = load_as(k, d * k_row + v * LANES, type);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
             vf x = splat(q[(ptrdiff_t)r * dim + d]);
@@ -29,6 +38,7 @@ INLINE void scores_block(const float *q, int dim, const float *k, ptrdiff_t k_ro
             for (int v = 0; v < vectors; v++) acc[r][v] += x * kv[v];
         }
     }
+    *ahead = next;
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
@@ -36,19 +46,21 @@ INLINE void scores_block(const float *q, int dim, const float *k, ptrdiff_t k_ro
 }
 
 /* o[r, 0..width) = alpha[r] * o[r, :] + p[r, 0..n) . v[0..n, :]; width = vectors * LANES. */
-INLINE void values_block(const float *p, ptrdiff_t p_row, int n, const float *v, ptrdiff_t v_row, float *o, int dim,
-                         const float *alpha, const int rows, const int vectors) {
+INLINE void values_block(const float *p, ptrdiff_t p_row, int n, const void *v, ptrdiff_t v_row, float *o, int dim,
+                         const float *alpha, struct ahead *ahead, const int type, const int rows, const int vectors) {
     vf acc[MAX_ROWS][8];
+    struct ahead next = *ahead;
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
         vf a = splat(alpha ? alpha[r] : 1.0f);
 #pragma GCC unroll 8
         for (int i = 0; i < vectors; i++) acc[r][i] = a * load(o + (ptrdiff_t)r * dim + i * LANES);
     }
-    for (int t = 0; t < n; t++, v += v_row) {
+    for (int t = 0; t < n; t++) {
         vf vv[8];
+        fetch(&next);
 #pragma GCC unroll 8
-        for (int i = 0; i < vectors; i++) vv[i] = load(v + i * LANES);
+        for (int i = 0; i < vectors; i++) vv[i] = load_as(v, t * v_row + i * LANES, type);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
             vf x = splat(p[r * p_row + t]);
@@ -56,66 +68,88 @@ INLINE void values_block(const float *p, ptrdiff_t p_row, int n, const float *v,
             for (int i = 0; i < vectors; i++) acc[r][i] += x * vv[i];
         }
     }
+    *ahead = next;
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int i = 0; i < vectors; i++) store(o + (ptrdiff_t)r * dim + i * LANES, acc[r][i]);
 }
 
+/* Element `i` of a matrix of this type. */
+INLINE const void *at(const void *base, ptrdiff_t i, const int type) {
+    return (const char *)base + i * (type == F32 ? 4 : 2);
+}
+
 /* Walk `total` columns in blocks of the widest, then 4, 2, 1 vectors. */
-#define SWEEP(rows, total, CALL)                                                 \
-    int c = 0;                                                                   \
-    for (; c + VECTORS(rows) * LANES <= (total); c += VECTORS(rows) * LANES) {   \
-        CALL(rows, VECTORS(rows));                                               \
-    }                                                                            \
-    if (VECTORS(rows) > 4 && c + 4 * LANES <= (total)) { CALL(rows, 4); c += 4 * LANES; } \
-    if (VECTORS(rows) > 2 && c + 2 * LANES <= (total)) { CALL(rows, 2); c += 2 * LANES; } \
-    if (c + LANES <= (total)) { CALL(rows, 1); }
-
-#define SCORES(rows)                                                                                              \
-    static void scores_##rows(const float *q, int dim, const float *k, ptrdiff_t k_row, float *s, ptrdiff_t s_row, \
-                              int n) {                                                                            \
-        SWEEP(rows, n, SCORES_CALL)                                                                               \
+#define SWEEP(rows, total, BLOCK)                                                  \
+    int c = 0;                                                                     \
+    for (; c + VECTORS(rows) * LANES <= (total); c += VECTORS(rows) * LANES) {     \
+        BLOCK(rows, VECTORS(rows));                                                \
+    }                                                                              \
+    if (VECTORS(rows) > 4 && c + 4 * LANES <= (total)) {                           \
+        BLOCK(rows, 4);                                                            \
+        c += 4 * LANES;                                                            \
+    }                                                                              \
+    if (VECTORS(rows) > 2 && c + 2 * LANES <= (total)) {                           \
+        BLOCK(rows, 2);                                                            \
+        c += 2 * LANES;                                                            \
+    }                                                                              \
+    if (c + LANES <= (total)) {                                                    \
+        BLOCK(rows, 1);                                                            \
+        c += LANES;                                                                \
     }
-#define SCORES_CALL(rows, vectors) scores_block(q, dim, k + c, k_row, s + c, s_row, rows, vectors)
-SCORES(1) SCORES(2) SCORES(3) SCORES(4) SCORES(5) SCORES(6)
 
-#define VALUES(rows)                                                                                             \
-    static void values_##rows(const float *p, ptrdiff_t p_row, int n, const float *v, ptrdiff_t v_row, float *o, \
-                              int dim, const float *alpha) {                                                     \
-        SWEEP(rows, dim, VALUES_CALL)                                                                            \
-    }
-#define VALUES_CALL(rows, vectors) values_block(p, p_row, n, v + c, v_row, o + c, dim, alpha, rows, vectors)
-VALUES(1) VALUES(2) VALUES(3) VALUES(4) VALUES(5) VALUES(6)
+#define SCORES_BLOCK(rows, vectors) \
+    scores_block(q, dim, at(k, c, type), k_row, s + c, s_row, ahead, type, rows, vectors)
+#define VALUES_BLOCK(rows, vectors) \
+    values_block(p, p_row, n, at(v, c, type), v_row, o + c, dim, alpha, ahead, type, rows, vectors)
 
 /* Rows of the next block: full blocks, then two even ones rather than 6 + 1. */
-INLINE int next_rows(int left) { return left >= 2 * MAX_ROWS || left <= MAX_ROWS ? (left < MAX_ROWS ? left : MAX_ROWS) : (left + 1) / 2; }
+INLINE int next_rows(int left) {
+    if (left <= MAX_ROWS) return left;
+    return left >= 2 * MAX_ROWS ? MAX_ROWS : (left + 1) / 2;
+}
 
-static void scores(int m, const float *q, int dim, const float *k, ptrdiff_t k_row, float *s, ptrdiff_t s_row, int n) {
-    for (int r; m > 0; m -= r, q += (ptrdiff_t)r * dim, s += r * s_row) {
+INLINE void scores_any(int m, const float *q, int dim, const void *k, ptrdiff_t k_row, float *s, ptrdiff_t s_row, int n,
+                       struct ahead *ahead, const int type) {
+    for (int r; m > 0; m -= r, q += (ptrdiff_t)r * dim, s += r * s_row, ahead->lines = 0) {
         r = next_rows(m);
         switch (r) {
-        case 1: scores_1(q, dim, k, k_row, s, s_row, n); break;
-        case 2: scores_2(q, dim, k, k_row, s, s_row, n); break;
-        case 3: scores_3(q, dim, k, k_row, s, s_row, n); break;
-        case 4: scores_4(q, dim, k, k_row, s, s_row, n); break;
-        case 5: scores_5(q, dim, k, k_row, s, s_row, n); break;
-        default: scores_6(q, dim, k, k_row, s, s_row, n);
+        case 1: { SWEEP(1, n, SCORES_BLOCK) break; }
+        case 2: { SWEEP(2, n, SCORES_BLOCK) break; }
+        case 3: { SWEEP(3, n, SCORES_BLOCK) break; }
+        case 4: { SWEEP(4, n, SCORES_BLOCK) break; }
+        case 5: { SWEEP(5, n, SCORES_BLOCK) break; }
+        default: { SWEEP(6, n, SCORES_BLOCK) }
         }
     }
 }
 
-static void values(int m, const float *p, ptrdiff_t p_row, int n, const float *v, ptrdiff_t v_row, float *o, int dim,
-                   const float *alpha) {
-    for (int r; m > 0; m -= r, p += r * p_row, o += (ptrdiff_t)r * dim, alpha = alpha ? alpha + r : NULL) {
+INLINE void values_any(int m, const float *p, ptrdiff_t p_row, int n, const void *v, ptrdiff_t v_row, float *o, int dim,
+                       const float *alpha, struct ahead *ahead, const int type) {
+    for (int r; m > 0; m -= r, p += r * p_row, o += (ptrdiff_t)r * dim, ahead->lines = 0) {
         r = next_rows(m);
         switch (r) {
-        case 1: values_1(p, p_row, n, v, v_row, o, dim, alpha); break;
-        case 2: values_2(p, p_row, n, v, v_row, o, dim, alpha); break;
-        case 3: values_3(p, p_row, n, v, v_row, o, dim, alpha); break;
-        case 4: values_4(p, p_row, n, v, v_row, o, dim, alpha); break;
-        case 5: values_5(p, p_row, n, v, v_row, o, dim, alpha); break;
-        default: values_6(p, p_row, n, v, v_row, o, dim, alpha);
+        case 1: { SWEEP(1, dim, VALUES_BLOCK) break; }
+        case 2: { SWEEP(2, dim, VALUES_BLOCK) break; }
+        case 3: { SWEEP(3, dim, VALUES_BLOCK) break; }
+        case 4: { SWEEP(4, dim, VALUES_BLOCK) break; }
+        case 5: { SWEEP(5, dim, VALUES_BLOCK) break; }
+        default: { SWEEP(6, dim, VALUES_BLOCK) }
         }
+        if (alpha) alpha += r;
     }
 }
+
+#define PRODUCTS(type)                                                                                              \
+    static void scores_##type(int m, const float *q, int dim, const void *k, ptrdiff_t k_row, float *s,             \
+                              ptrdiff_t s_row, int n, struct ahead *ahead) {                                        \
+        scores_any(m, q, dim, k, k_row, s, s_row, n, ahead, type);                                                  \
+    }                                                                                                               \
+    static void values_##type(int m, const float *p, ptrdiff_t p_row, int n, const void *v, ptrdiff_t v_row,        \
+                              float *o, int dim, const float *alpha, struct ahead *ahead) {                         \
+        values_any(m, p, p_row, n, v, v_row, o, dim, alpha, ahead, type);                                           \
+    }
+PRODUCTS(F32)
+PRODUCTS(BF16)
+PRODUCTS(F16)
