@@ -259,7 +259,8 @@ def main() -> None:
                 cold = cross_validated(answers, method, nodes, seed, False, folds)
                 warm = cross_validated(answers, method, nodes, seed, True, folds)
                 print(
-                    f"{method:16} {seed:11} {nodes:6} {cold.tokens_per_step:6.3f} {warm.tokens_per_step:6.3f} "
+                    f"{method:16} {seed:11} {nodes:6} {cold.tokens_per_step:6.3f} "
+                    f"{warm.tokens_per_step:6.3f} "
                     f"{warm.drafted / warm.proposals:8.1f} {warm.accepted / max(warm.promised, 1e-9):18.2f} "
                     f"{1e3 * warm.seconds / warm.proposals:11.3f}"
                 )

@@ -1,9 +1,11 @@
-"""What every drafter must keep: its trees are trees, tenants are apart, memory is bounded, the same gives the same."""
+"""What every drafter must keep: its trees are trees, tenants are apart, memory is bounded, the same gives the
+same."""
 
 from __future__ import annotations
 
 import random
 import time
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -162,7 +164,7 @@ def test_drafting_costs_little(method: str) -> None:
     began = time.perf_counter()
     drafter.start("r", "t", text)
     assert time.perf_counter() - began < 0.05
-    pairs = list(zip(text, text[1:], strict=False))
+    pairs = list(pairwise(text))
     drafter.observe(
         "r", pairs, np.array([[rng.randrange(1000) for _ in range(8)] for _ in pairs], dtype=np.int32)
     )

@@ -1,4 +1,5 @@
-"""Draft and verify, every random choice enumerated: the answer's law is the target's own, to the last fraction."""
+"""Draft and verify, every random choice enumerated: the answer's law is the target's own, to the last
+fraction."""
 
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ def rowwise(tree: DraftTree, law_at: Callable[[int], Law], choose: Choose) -> li
 
 
 def draw_per_sibling(tree: DraftTree, law_at: Callable[[int], Law], choose: Choose) -> list[int]:
-    """Mutant: a fresh sample for each sibling, as if siblings were independent tries (duplicates gain chances)."""
+    """Mutant: a fresh sample for each sibling, as if siblings were independent tries (duplicates gain
+    chances)."""
     tokens: list[int] = []
     parent, row = ROOT, 0
     while True:

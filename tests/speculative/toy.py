@@ -22,7 +22,8 @@ class _Ask(Exception):
 
 
 def exact_law(program: Callable[[Choose], Any]) -> Law:
-    """The law of what `program` returns, if every random choice it makes goes through the `choose` it is given."""
+    """The law of what `program` returns, if every random choice it makes goes through the `choose` it is
+    given."""
     result: Law = {}
     open_scripts: list[tuple[tuple[Any, ...], Fraction]] = [((), Fraction(1))]
     while open_scripts:
