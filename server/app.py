@@ -1,0 +1,35 @@
+"""The gateway: our routes and vLLM's app under a stack of pure ASGI layers (`middleware` lists them in order)."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+from starlette.types import ASGIApp
+
+from thriftree.server.errors import ApiError
+from thriftree.server.middleware.contract import Contract
+from thriftree.server.middleware.errors import OneErrorShape
+from thriftree.server.middleware.metrics import CountRequests
+from thriftree.server.middleware.request_id import RequestId
+from thriftree.server.middleware.routes import ClosedRoutes
+from thriftree.server.routes import router
+from thriftree.server.settings import Settings
+from thriftree.server.state import EngineMount, GatewayState
+
+
+def build(settings: Settings, state: GatewayState) -> ASGIApp:
+    """The whole gateway as one ASGI app; serves from the first moment, the engine's routes as soon as it is loaded."""
+    core = FastAPI(title="thriftree", docs_url=None, redoc_url=None, openapi_url=None)
+    core.add_exception_handler(ApiError, _answer)
+    core.include_router(router(state))
+    core.mount("/", EngineMount(state))
+    app: ASGIApp = Contract(core, lambda: state.capabilities, state.metrics, settings.limits.max_body_bytes)
+    app = ClosedRoutes(app, settings.routes.allow)
+    app = OneErrorShape(app)
+    app = CountRequests(app, state.metrics)
+    return RequestId(app)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    """Errors of our own routes, before the framework takes them for bugs."""
+    assert isinstance(error, ApiError)
+    return Response(error.body(), error.status, error.headers, "application/json")

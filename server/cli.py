@@ -1,0 +1,69 @@
+"""The `thriftree` command: a thin front, so that everything but `serve` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from thriftree.server.commands import methods_command, serve_help
+
+_HELP = """usage: thriftree COMMAND ...
+
+  serve [MODEL] [flags of `vllm serve`] [--thrift off|exact] [--config FILE]
+                       the server; MODEL: a folder or a hub id (default: SmolLM2-135M-Instruct, unpacked once)
+  methods [--json]     the methods of this release
+  model prepare|path   the default model
+  bench NAME ...       benchmarks
+  version              this release
+`thriftree COMMAND --help` says more."""
+
+
+def _serve(argv: Sequence[str]) -> int:
+    if {"-h", "--help"} & set(argv):
+        return serve_help()
+    from thriftree.server import serve
+
+    return serve.main(argv)
+
+
+def _model(argv: Sequence[str]) -> int:
+    from thriftree.zoo.__main__ import main as zoo
+
+    return zoo(argv, prog="thriftree model")
+
+
+def _bench(argv: Sequence[str]) -> int:
+    from importlib import import_module
+
+    return int(import_module("thriftree.benchmarks.cli").main(list(argv)) or 0)
+
+
+def _version(argv: Sequence[str]) -> int:
+    print(f"thriftree {version('thriftree')}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "serve": _serve,
+    "methods": methods_command,
+    "model": _model,
+    "bench": _bench,
+    "version": _version,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_HELP)
+        return 0 if words else 2
+    name = words[0].removeprefix("--")
+    if name not in COMMANDS:
+        print(f"thriftree: unknown command {words[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return COMMANDS[name](words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

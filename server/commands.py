@@ -1,0 +1,47 @@
+"""The small commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+
+def methods_command(argv: Sequence[str]) -> int:
+    """``thriftree methods [--json]``."""
+    parser = argparse.ArgumentParser(prog="thriftree methods", description="The methods of this release.")
+    parser.add_argument("--json", action="store_true", help="the same data as GET /v1/thrift/methods")
+    as_json = parser.parse_args(argv).json
+    from thriftree.server.methods import table
+
+    rows = table()
+    if as_json:
+        print(json.dumps({"object": "list", "methods": rows}, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    for head in ("method", "family", "law", "default", "paper", "what it does"):
+        shown.add_column(head, overflow="fold")
+    for row in rows:
+        law, default = "exact" if row["exact"] else "lossy", "yes" if row["default"] else ""
+        shown.add_row(row["name"], row["family"], law, default, row["paper"], row["summary"])
+    Console().print(shown)
+    return 0
+
+
+def serve_help() -> int:
+    """Our flags, and where vLLM's are."""
+    from thriftree.server.settings import add_flags
+
+    parser = argparse.ArgumentParser(
+        prog="thriftree serve",
+        usage="thriftree serve [MODEL] [--thrift PROFILE] [--config FILE] [any flag of `vllm serve`]",
+        epilog="Every setting is also an environment variable (THRIFTREE_LIMITS__DRAIN_SECONDS=5) and a YAML key. "
+        "All other flags go to vLLM: --host, --port, --dtype, --max-model-len, ... "
+        "(`vllm serve --help=all` or vLLM's documentation lists them).",
+    )
+    add_flags(parser)
+    parser.print_help()
+    return 0

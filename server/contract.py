@@ -1,0 +1,116 @@
+"""The `thrift` object of a request: what may be asked, and what it resolves to on this server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from thriftree.server.errors import ContractError
+
+PROFILES = ("off", "exact", "balanced", "max")
+KEYS = ("speculation", "kv", "vision")
+
+#: Checks a method's own parameters; raises ValueError("<parameter>: why").
+Checker = Callable[[str, Mapping[str, Any]], object]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What this server can do and how far a request may go."""
+
+    speculation: bool
+    method: str = "auto"
+    methods: tuple[str, ...] = ()
+    max_nodes: int = 16
+    check: Checker = lambda method, parameters: None
+
+
+def resolve(thrift: Any, server: Capabilities) -> dict[str, Any]:
+    """A validated contract for the engine: ``{"speculation": "off" | {"method", "max_nodes", ...}}``.
+
+    `thrift` is the value from the body, or None for "not there".
+
+    Raises:
+        ContractError: with the field's full name.
+    """
+    if thrift is None:
+        return {"speculation": _default(server)}
+    if isinstance(thrift, str):
+        return {"speculation": _profile(thrift, server)}
+    if not isinstance(thrift, dict):
+        _invalid("thrift", f"must be an object or one of {_listed(PROFILES)}")
+    for key in thrift:
+        if key not in KEYS:
+            _invalid(f"thrift.{key}", f"unknown; expected {_listed(KEYS)}")
+    for family in ("kv", "vision"):
+        if thrift.get(family, "off") != "off":
+            _not_built(f"thrift.{family}", thrift[family])
+    if "speculation" not in thrift:
+        return {"speculation": _default(server)}
+    return {"speculation": _speculation(thrift["speculation"], server)}
+
+
+def method_of(contract: Mapping[str, Any]) -> str | None:
+    """The speculation method in force under a resolved contract."""
+    speculation = contract["speculation"]
+    return None if speculation == "off" else str(speculation["method"])
+
+
+def _default(server: Capabilities) -> Any:
+    return {"method": server.method, "max_nodes": server.max_nodes} if server.speculation else "off"
+
+
+def _profile(name: str, server: Capabilities) -> Any:
+    if name == "off":
+        return "off"
+    if name not in PROFILES:
+        _invalid("thrift", f"unknown profile {name!r}; expected {_listed(PROFILES)} or an object")
+    if name != "exact":
+        _unsupported("thrift", f"profile {name!r} needs KV and vision methods, which this release does not have yet")
+    if not server.speculation:
+        _unsupported("thrift", "this server was started without speculation (--thrift off)")
+    return _default(server)
+
+
+def _speculation(asked: Any, server: Capabilities) -> Any:
+    field = "thrift.speculation"
+    if asked == "off":
+        return "off"
+    if asked != "auto" and not isinstance(asked, dict):
+        _invalid(field, 'must be "auto", "off" or an object {"method": ..., "max_nodes": ...}')
+    if not server.speculation:
+        _unsupported(field, "this server was started without speculation (--thrift off)")
+    if asked == "auto":
+        return {"method": "auto", "max_nodes": server.max_nodes}
+    method = asked.get("method", server.method)
+    if not isinstance(method, str) or method not in server.methods:
+        _invalid(f"{field}.method", f"unknown method {method!r}; expected {_listed(server.methods)}")
+    nodes = asked.get("max_nodes", server.max_nodes)
+    if type(nodes) is not int or not 1 <= nodes <= server.max_nodes:
+        _invalid(f"{field}.max_nodes", f"must be an integer from 1 to {server.max_nodes} on this server")
+    own = {key: value for key, value in asked.items() if key not in ("method", "max_nodes")}
+    try:
+        server.check(method, own)
+    except ValueError as error:
+        name, _, why = str(error).partition(": ")
+        _invalid(f"{field}.{name}", why or "not valid")
+    return {"method": method, "max_nodes": nodes, **own}
+
+
+def _not_built(field: str, asked: Any) -> NoReturn:
+    if isinstance(asked, dict):
+        _unsupported(field, "this release has no methods of this family yet; drop it or say 'off'")
+    _invalid(field, 'must be "off" or an object {"method": ...}')
+
+
+def _invalid(field: str, why: str) -> NoReturn:
+    raise ContractError("thrift_invalid", field, why)
+
+
+def _unsupported(field: str, why: str) -> NoReturn:
+    raise ContractError("thrift_unsupported", field, why)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "nothing"

@@ -1,0 +1,76 @@
+"""vLLM's engine in this process and vLLM's OpenAI app on it. The engine's own core runs in a child process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An engine that runs, and the app that serves it."""
+
+    client: Any
+    app: Any
+    tasks: tuple[str, ...]
+
+    @property
+    def dead(self) -> bool:
+        return bool(self.client.errored and not self.client.is_running)
+
+
+def speculate(args: argparse.Namespace, options: dict[str, Any] | None) -> bool:
+    """Put speculation on vLLM's flags; whether trees are on. Raises ValueError naming what cannot be."""
+    from thriftree.plugins.engine import launch
+
+    return launch.configure(args, options)
+
+
+def create(args: argparse.Namespace) -> Any:
+    """The engine client; blocks until the model is loaded, so it runs in a thread."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import propagate_flash_late_interaction
+    from vllm.usage.usage_lib import UsageContext
+
+    from thriftree.plugins.engine.async_llm import ThriftAsyncLLM
+
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    propagate_flash_late_interaction(args, engine_args)
+    usage = UsageContext.OPENAI_API_SERVER
+    return ThriftAsyncLLM.from_vllm_config(
+        vllm_config=engine_args.create_engine_config(usage_context=usage),
+        usage_context=usage,
+        enable_log_requests=engine_args.enable_log_requests,
+        aggregate_engine_logging=engine_args.aggregate_engine_logging,
+        disable_log_stats=engine_args.disable_log_stats,
+    )
+
+
+async def load(args: argparse.Namespace, server: Any) -> Loaded:
+    """Load the model without blocking the loop (health is answered meanwhile), then build vLLM's app."""
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+
+    client = await asyncio.to_thread(create, args)
+    await client.reset_mm_cache()
+    tasks = await client.get_supported_tasks()
+    app = build_app(args, tasks, client.model_config)
+    await init_app_state(client, app.state, args, tasks)
+    app.state.server = server  # vLLM's handlers ask it to stop when the engine has died
+    return Loaded(client, app, tuple(tasks))
+
+
+@asynccontextmanager
+async def running(loaded: Loaded) -> AsyncIterator[None]:
+    """The app's own start-up and shut-down around its use; the engine is stopped at the end."""
+    try:
+        async with loaded.app.router.lifespan_context(loaded.app):
+            yield
+    finally:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, functools.partial(loaded.client.shutdown, timeout=0))

@@ -1,0 +1,65 @@
+"""The gateway's metrics, in a registry of their own; vLLM's are appended when they are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_STEPS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 6, 8, 12, 16)
+
+
+class Metrics:
+    """One object per gateway. Children are bound once per label set: `inc` on a bound child is a tenth of the cost."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._bound: dict[tuple[Any, ...], Any] = {}
+        made = {"registry": self.registry, "namespace": "thriftree"}
+        self.requests = Counter("requests", "Answered requests", ["route", "status", "tenant"], **made)
+        self.request_seconds = Histogram(
+            "request_seconds", "From the first byte in to the last byte out", ["route"], buckets=_SECONDS, **made
+        )
+        self.first_chunk_seconds = Histogram(
+            "time_to_first_chunk_seconds", "From the first byte in to the first chunk of a stream", buckets=_SECONDS, **made
+        )
+        self.rejected = Counter("rejected", "Requests refused before the engine", ["reason"], **made)
+        self.draft_tokens = Counter("draft_tokens", "Tokens drafted and verified", ["method"], **made)
+        self.accepted_tokens = Counter("accepted_tokens", "Drafted tokens accepted", ["method"], **made)
+        self.tokens_per_step = Histogram(
+            "tokens_per_step", "Completion tokens per forward pass, per request", buckets=_STEPS, **made
+        )
+        self.tree_nodes = Gauge("tree_nodes", "Drafted nodes per step in the last finished request", **made)
+        self.tenant_tokens = Counter("tenant_tokens", "Tokens in and out", ["tenant", "kind"], **made)
+
+    def bound(self, metric: Any, *labels: str) -> Any:
+        """``metric.labels(*labels)``, kept."""
+        key = (metric, *labels)
+        child = self._bound.get(key)
+        if child is None:
+            child = self._bound[key] = metric.labels(*labels)
+        return child
+
+    def count_report(self, report: Any, method: str | None, tenant: str) -> None:
+        """What the engine counted for one finished (or aborted) request."""
+        if not report.steps:
+            return
+        self.tokens_per_step.observe(report.completion_tokens / report.steps)
+        self.bound(self.tenant_tokens, tenant, "prompt").inc(report.prompt_tokens)
+        self.bound(self.tenant_tokens, tenant, "completion").inc(report.completion_tokens)
+        if method is not None:
+            self.tree_nodes.set(report.drafted / report.steps)
+            self.bound(self.draft_tokens, method).inc(report.drafted)
+            self.bound(self.accepted_tokens, method).inc(report.accepted)
+
+    def render(self) -> bytes:
+        """Prometheus text: ours, then vLLM's where it is loaded."""
+        return generate_latest(self.registry) + _vllm_metrics()
+
+
+def _vllm_metrics() -> bytes:
+    import sys
+
+    module = sys.modules.get("vllm.v1.metrics.prometheus")
+    return generate_latest(module.get_prometheus_registry()) if module is not None else b""

@@ -1,0 +1,36 @@
+"""Our own routes. Everything else is vLLM's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from thriftree.server.methods import table
+from thriftree.server.state import GatewayState
+
+
+def router(state: GatewayState) -> APIRouter:
+    """Health, readiness, metrics and the method table of this gateway."""
+    routes = APIRouter()
+
+    @routes.get("/health", summary="Alive: answers from the first second on")
+    async def health() -> dict[str, str]:
+        return {"status": "ok", "phase": state.phase}
+
+    @routes.get("/ready", summary="Serving: 503 until a real request has run, and while draining")
+    async def ready() -> JSONResponse:
+        state.require_ready()
+        return JSONResponse({"status": "ready"})
+
+    @routes.get("/metrics", summary="Prometheus text: thriftree_* and vllm:*")
+    async def metrics() -> Response:
+        return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @routes.get("/v1/thrift/methods", summary="Methods, and which of them this server has")
+    async def methods() -> dict[str, Any]:
+        return {"object": "list", "methods": table(state.capabilities.speculation)}
+
+    return routes

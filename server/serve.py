@@ -1,0 +1,198 @@
+"""`thriftree serve`: from the command line to the one line that says "ready", and down again."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thriftree.server import app, engine, methods, settings, vllm_args, warmup
+from thriftree.server.console import Console, fresh_log
+from thriftree.server.errors import StartError
+from thriftree.server.state import GatewayState
+from thriftree.zoo import cache, smollm2
+
+_WATCH_SECONDS = 1.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until told to stop. 0: stopped on request; 1: could not start, or the engine died; 2: bad flags."""
+    console = Console()
+    try:
+        ours, rest = settings.load(argv)
+        plan = prepare(ours, rest, console)
+    except (StartError, cache.ZooError) as error:
+        console.fail(str(error))
+        return 2 if isinstance(error, StartError) else 1
+    import uvloop
+
+    return int(uvloop.run(Serving(plan, console).run()))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided before anything heavy starts."""
+
+    settings: settings.Settings
+    args: argparse.Namespace
+    state: GatewayState
+    sock: socket.socket
+    url: str
+    name: str
+
+
+def prepare(ours: settings.Settings, rest: Sequence[str], console: Console) -> Plan:
+    """Check what can be checked early, unpack the default model if it is the one, take the port."""
+    if ours.thrift in ("balanced", "max"):
+        raise StartError(f"--thrift {ours.thrift}: its KV and vision methods are not in this release; use exact or off")
+    _check_version()
+    vllm_args.environment()
+    console.say("reading the flags")
+    if ours.log_file != "-":
+        given = Path(ours.log_file).expanduser() if ours.log_file else None
+        console.redirect(given or fresh_log(cache.root() / "logs"))
+    args = vllm_args.parse(ours.serve, rest, smollm2.NAME)
+    if args.model is None:
+        args.model = str(smollm2.ensure(progress=console.say))
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    else:
+        vllm_args.check_model(args.model)
+    try:
+        trees = engine.speculate(args, None if ours.thrift == "off" else ours.speculation)
+        state = GatewayState(capabilities=_capabilities(args, trees))
+    except ValueError as error:
+        raise StartError(str(error)) from None
+    name = args.served_model_name[0] if args.served_model_name else args.model
+    sock, url = _take_port(args)
+    return Plan(ours, args, state, sock, url, name)
+
+
+def _check_version() -> None:
+    from thriftree.plugins.engine import surface
+
+    try:
+        surface.check_version()
+    except RuntimeError as error:
+        raise StartError(str(error)) from None
+
+
+def _capabilities(args: argparse.Namespace, trees: bool) -> Any:
+    from thriftree.plugins.engine.options import SpeculationOptions
+
+    options = SpeculationOptions.of(args.additional_config or {}) if trees else SpeculationOptions()
+    return methods.capabilities(trees, options.method, options.max_nodes)
+
+
+def _take_port(args: argparse.Namespace) -> tuple[socket.socket, str]:
+    from vllm.entrypoints.launchers.launcher import create_server_socket, create_server_unix_socket
+
+    try:
+        if args.uds:
+            return create_server_unix_socket(args.uds), f"unix:{args.uds}"
+        sock: socket.socket = create_server_socket((args.host or "", args.port), reuse_port=False)
+        sock.listen(1)  # a port that somebody listens on can be bound beside him, but not listened on
+    except (OSError, OverflowError) as error:
+        where = args.uds or f"{args.host}:{args.port}"
+        raise StartError(f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}; use --port") from None
+    scheme = "https" if args.ssl_certfile else "http"
+    return sock, f"{scheme}://{args.host or '0.0.0.0'}:{sock.getsockname()[1]}"
+
+
+class Serving:
+    """One life: listen, load, warm up, serve, drain."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self.plan, self.console, self.state = plan, console, plan.state
+        self.stop = asyncio.Event()
+
+    async def run(self) -> int:
+        server = self._http()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.stop.set)
+        http = asyncio.create_task(server.serve(sockets=[self.plan.sock]))
+        loading = asyncio.create_task(engine.load(self.plan.args, server))
+        stopping = asyncio.create_task(self.stop.wait())
+        self.console.say(f"loading {self.plan.name}" + (f" (log: {self.console.log})" if self.console.log else ""))
+        await asyncio.wait((loading, stopping, http), return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            return self._abandon()
+        try:
+            loaded = loading.result()
+        except (Exception, SystemExit) as error:
+            self.console.fail(f"cannot serve {self.plan.name}: {self._cause(error)}")
+            return self._leave(1)
+        async with engine.running(loaded):
+            code = await self._serve(loaded, http)
+            server.should_exit = True
+            await http
+        return code
+
+    async def _serve(self, loaded: engine.Loaded, http: asyncio.Task[None]) -> int:
+        self.console.say("warming up")
+        complaint = await warmup.warm_up(loaded.app, self.plan.name, loaded.tasks)
+        if complaint is not None:
+            self.console.fail(f"{self.plan.name} loaded, but its first request failed: {self.console.cause(complaint)}")
+            return 1
+        self.state.engine_app, self.state.phase = loaded.app, "ready"
+        self.console.say(self._ready_line())
+        while not (self.stop.is_set() or http.done() or loaded.dead):
+            try:
+                await asyncio.wait_for(self.stop.wait(), _WATCH_SECONDS)
+            except TimeoutError:
+                continue
+        self.state.phase = "draining"
+        if self.stop.is_set():
+            self.console.say("stopping")
+            return 0
+        self.console.fail(f"the engine died: {self.console.cause('see its log')}")
+        return 1
+
+    def _ready_line(self) -> str:
+        can = self.state.capabilities
+        force = f"{can.method} (up to {can.max_nodes} nodes)" if can.speculation else "off"
+        return f"ready: {self.plan.url}/v1  model {self.plan.name}  profile {self.plan.settings.thrift}  speculation {force}"
+
+    def _http(self) -> Any:
+        import uvicorn
+        from vllm import envs
+        from vllm.entrypoints.launchers.launcher import NoSignalServer
+
+        args, asgi = self.plan.args, app.build(self.plan.settings, self.state)
+        config = uvicorn.Config(
+            asgi,
+            host=args.host or "0.0.0.0",
+            port=args.port,
+            lifespan="off",
+            log_level=args.uvicorn_log_level,
+            access_log=not args.disable_uvicorn_access_log,
+            timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+            timeout_graceful_shutdown=self.plan.settings.limits.drain_seconds,
+            ssl_keyfile=args.ssl_keyfile,
+            ssl_certfile=args.ssl_certfile,
+            ssl_ca_certs=args.ssl_ca_certs,
+            ssl_cert_reqs=args.ssl_cert_reqs,
+            **({"ssl_ciphers": args.ssl_ciphers} if args.ssl_ciphers else {}),
+        )
+        return NoSignalServer(config)
+
+    def _cause(self, error: BaseException) -> str:
+        own = f"{type(error).__name__}: {error}"
+        return self.console.cause(own) if "ngine core" in own or "ngineCore" in own else own.replace("\n", " ")
+
+    def _abandon(self) -> int:
+        self.console.say("stopped while loading")
+        return self._leave(0)
+
+    def _leave(self, code: int) -> int:
+        """Out, with what was being loaded: its thread cannot be interrupted, its processes can."""
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(code)

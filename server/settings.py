@@ -1,0 +1,135 @@
+"""Our own settings: one model, filled by flags, then `THRIFTREE_*`, then YAML, then defaults.
+
+Everything else on the command line belongs to vLLM's parser and goes there untouched (`vllm_args`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
+
+from thriftree.server.errors import StartError
+
+Profile = Literal["off", "exact", "balanced", "max"]
+
+
+class Routes(BaseModel):
+    """Which routes are open."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    allow: list[str] = Field(default=[], description="more routes of vLLM to open, e.g. /tokenize,/v1/score")
+
+
+class Limits(BaseModel):
+    """What a client may cost."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_body_bytes: int = Field(default=64 << 20, ge=1024, description="largest request body, in bytes")
+    drain_seconds: int = Field(default=20, ge=0, description="seconds that running answers get after SIGTERM")
+
+
+class Settings(BaseSettings):
+    """thriftree's settings; `serve` holds flags of `vllm serve` for those who keep all in one file."""
+
+    model_config = SettingsConfigDict(env_prefix="THRIFTREE_", env_nested_delimiter="__", extra="forbid")
+
+    thrift: Profile = Field(default="exact", description="profile of requests that name none")
+    speculation: dict[str, Any] = Field(
+        default={}, description='speculation settings as JSON, e.g. {"method": "auto", "max_nodes": 16}'
+    )
+    routes: Routes = Routes()
+    limits: Limits = Limits()
+    log_file: str | None = Field(
+        default=None, description="where the engine's log goes; - for standard error (default: the cache folder)"
+    )
+    serve: dict[str, Any] = Field(default={}, description="flags of `vllm serve` as JSON (meant for YAML)")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def leaves(model: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    """Every setting with its path: ``("limits", "max_body_bytes")``."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from leaves(kind, (*path, name))
+        else:
+            yield (*path, name), field
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """``--thrift``, ``--limits-max-body-bytes``, ...: a flag for every setting."""
+    group = parser.add_argument_group("thriftree")
+    group.add_argument("--config", metavar="FILE", help="YAML file with these settings")
+    for path, field in leaves():
+        flag = "--" + "-".join(path).replace("_", "-")
+        group.add_argument(flag, dest=".".join(path), metavar="VALUE", help=field.description)
+
+
+def load(argv: Sequence[str]) -> tuple[Settings, list[str]]:
+    """Settings, and what is left of the command line for vLLM.
+
+    Raises:
+        StartError: a value is wrong; names the setting.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_flags(parser)
+    flags, rest = parser.parse_known_args(argv)
+    file = flags.config
+    if file is not None and not Path(file).is_file():
+        raise StartError(f"--config {file}: no such file")
+    given: dict[str, Any] = {}
+    for path, field in leaves():
+        value = getattr(flags, ".".join(path))
+        if value is not None:
+            node = given
+            for name in path[:-1]:
+                node = node.setdefault(name, {})
+            node[path[-1]] = _value(path, field, value)
+    source = type("_Settings", (Settings,), {"model_config": {**Settings.model_config, "yaml_file": file}})
+    try:
+        return source(**given), rest
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StartError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (SettingsError, ValueError, OSError) as error:
+        raise StartError(f"settings{f' in {file}' if file else ''}: {error}") from None
+    except Exception as error:  # the YAML library's own errors, which are no ValueErrors
+        raise StartError(f"--config {file}: {' '.join(str(error).split())}") from None
+
+
+def _value(path: tuple[str, ...], field: FieldInfo, text: str) -> Any:
+    """Lists are comma-separated and objects are JSON; pydantic reads the rest."""
+    origin = str(field.annotation)
+    if origin.startswith("list"):
+        return [part for part in text.split(",") if part]
+    if origin.startswith("dict"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise StartError(f"--{'-'.join(path).replace('_', '-')} {text}: not a JSON object") from None
+    return text

@@ -1,0 +1,42 @@
+"""What the gateway knows of itself: its phase, the engine's app once there is one, and what it can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from thriftree.server.contract import Capabilities
+from thriftree.server.errors import ApiError
+from thriftree.server.metrics import Metrics
+
+Phase = Literal["starting", "ready", "draining"]
+_WHY = {"starting": "the model is still loading; try again soon", "draining": "the server is stopping"}
+
+
+@dataclass
+class GatewayState:
+    """Mutable, one per process; changed only by the start-up and shut-down sequence."""
+
+    phase: Phase = "starting"
+    engine_app: ASGIApp | None = None
+    capabilities: Capabilities = field(default_factory=lambda: Capabilities(speculation=False))
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def require_ready(self) -> ASGIApp:
+        """vLLM's app, or a 503 that says when to come back."""
+        if self.phase == "ready" and self.engine_app is not None:
+            return self.engine_app
+        self.metrics.bound(self.metrics.rejected, self.phase).inc()
+        raise ApiError(503, self.phase, _WHY.get(self.phase, "not ready"), headers={"Retry-After": "5"})
+
+
+class EngineMount:
+    """What is mounted at the root before there is an engine: forwards to it once it is there."""
+
+    def __init__(self, state: GatewayState) -> None:
+        self.state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.state.require_ready()(scope, receive, send)
