@@ -1,0 +1,99 @@
+"""The GPU path in Triton's interpreter, against float64, on the CPU's cache layout and on a row-major one.
+
+Triton decides when it is first imported whether it interprets, so the tests run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from thriftree.kernels import problem
+from thriftree.kernels.tree_attention import reference
+
+pytest.importorskip("triton")
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.mark.skipif(interpreted, reason="this is that process")
+def test_in_a_process_of_its_own() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", __file__]
+    done = subprocess.run(
+        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Any:
+    if not interpreted:
+        pytest.skip("needs TRITON_INTERPRET=1")
+    return importlib.import_module("thriftree.kernels.tree_attention.triton")
+
+
+@pytest.mark.parametrize(
+    ("row_major", "options"),
+    [
+        (False, {}),
+        (True, {"sliding_window": 20}),
+        (False, {"softcap": 5.0, "sinks": torch.linspace(-1, 1, 6), "alibi": torch.linspace(0, 1, 6)}),
+    ],
+)
+def test_interpreted(kernel: Any, options: dict[str, Any], row_major: bool) -> None:
+    rows, ctx, rng = (5, 1, 17), (300, 0, 63), random.Random(0)
+    trees = [problem.random_parents(n, rng) for n in rows]
+    p = problem.make(trees, ctx, heads=6, kv_heads=2, dim=48, block=32)
+    expected = torch.full(p.query.shape, problem.NAN, dtype=torch.float64)
+    reference.tree_attention(*p.layer, *p.step, p.scale, out=expected, accumulate=torch.float64, **options)
+    keys = kernel.columns(p.key_cache)
+    out = p.output()
+    kernel.TritonPlan(*p.step).run(
+        p.query,
+        p.key,
+        p.value,
+        keys.contiguous() if row_major else keys,
+        p.value_cache,
+        out,
+        p.scale,
+        **options,
+    )
+    assert float((out.double() - expected).abs().max()) <= 4e-6
+
+
+def test_more_rows_than_a_word(kernel: Any) -> None:
+    p = problem.make(
+        [problem.random_parents(70, random.Random(1))], [40], heads=2, kv_heads=2, dim=16, block=32
+    )
+    expected = torch.full(p.query.shape, problem.NAN, dtype=torch.float64)
+    reference.tree_attention(*p.layer, *p.step, p.scale, out=expected, accumulate=torch.float64)
+    out = p.output()
+    layer = (p.query, p.key, p.value, kernel.columns(p.key_cache), p.value_cache)
+    kernel.TritonPlan(*p.step).run(*layer, out, p.scale)
+    assert float((out.double() - expected).abs().max()) <= 4e-6
+
+
+@pytest.mark.skipif(interpreted, reason="the interpreter compiles nothing")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_compiles_for_a_gpu() -> None:
+    import triton
+    from thriftree.kernels.tree_attention.triton import _attend, _join
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = {"scale": "fp32", "softcap": "fp32", "ancestors": "*i64", "rows_total": "i32", "words": "i32"}
+    names |= dict.fromkeys(("sinks", "slopes", "part_o", "part_m", "part_l"), "*fp32")
+    names |= dict.fromkeys(("query", "key", "value", "key_cache", "value_cache", "out"), "*bf16")
+    names |= dict.fromkeys(("block_table", "row_start", "row_count", "ctx_lens", "depths"), "*i32")
+    flags = {"WINDOW": 128, "SOFTCAP": True, "ALIBI": True, "SINKS": True, "SPLITS": 4}
+    sizes = {"KV_HEADS": 3, "GROUP": 3, "HEADS": 9, "DIM": 64, "WIDE": 64, "BLOCK": 16, "M": 32, "N": 64}
+    for kernel in (_attend, _join):
+        known = {n: v for n, v in (flags | sizes).items() if n in kernel.arg_names}
+        signature = {n: "constexpr" if n in known else names.get(n, "i32") for n in kernel.arg_names}
+        built = triton.compile(ASTSource(kernel, signature, known), target=GPUTarget("cuda", 90, 32))
+        assert "ptx" in built.asm
