@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp
-
 from thriftree.server.errors import ApiError
 from thriftree.server.middleware.contract import Contract
-from thriftree.server.middleware.errors import OneErrorShape
+from thriftree.server.middleware.errors import OneErrorShape, bug
 from thriftree.server.middleware.metrics import CountRequests
 from thriftree.server.middleware.request_id import RequestId
 from thriftree.server.middleware.routes import ClosedRoutes
@@ -20,6 +19,7 @@ def build(settings: Settings, state: GatewayState) -> ASGIApp:
     """The whole gateway as one ASGI app; serves from the first moment, the engine's routes as soon as it is loaded."""
     core = FastAPI(title="thriftree", docs_url=None, redoc_url=None, openapi_url=None)
     core.add_exception_handler(ApiError, _answer)
+    core.add_exception_handler(Exception, _answer)  # and raised again, for `OneErrorShape` to log
     core.include_router(router(state))
     core.mount("/", EngineMount(state))
     app: ASGIApp = Contract(core, lambda: state.capabilities, state.metrics, settings.limits.max_body_bytes)
@@ -30,6 +30,7 @@ def build(settings: Settings, state: GatewayState) -> ASGIApp:
 
 
 async def _answer(request: Request, error: Exception) -> Response:
-    """Errors of our own routes, before the framework takes them for bugs."""
-    assert isinstance(error, ApiError)
+    """Errors that come up through our own FastAPI, before the framework words them."""
+    if not isinstance(error, ApiError):
+        error = bug(request.scope)
     return Response(error.body(), error.status, error.headers, "application/json")

@@ -10,11 +10,12 @@ from thriftree.server.commands import methods_command, serve_help
 
 _HELP = """usage: thriftree COMMAND ...
 
-  serve [MODEL] [flags of `vllm serve`] [--thrift off|exact] [--config FILE]
+  serve [MODEL] [flags of `vllm serve`] [--thrift off|exact|balanced|max] [--config FILE]
                        the server; MODEL: a folder or a hub id (default: SmolLM2-135M-Instruct, unpacked once)
   methods [--json]     the methods of this release
   model prepare|path   the default model
   bench NAME ...       benchmarks
+  tune NAME ...        fit the shipped defaults to measurements
   version              this release
 `thriftree COMMAND --help` says more."""
 
@@ -33,10 +34,22 @@ def _model(argv: Sequence[str]) -> int:
     return zoo(argv, prog="thriftree model")
 
 
-def _bench(argv: Sequence[str]) -> int:
-    from importlib import import_module
+def _lazy(module: str) -> Callable[[Sequence[str]], int]:
+    """A command whose module is imported when it runs: benchmarks need more than a server does."""
 
-    return int(import_module("thriftree.benchmarks.cli").main(list(argv)) or 0)
+    def run(argv: Sequence[str]) -> int:
+        from importlib import import_module
+
+        try:
+            found = import_module(module)
+        except ModuleNotFoundError as error:
+            print(
+                f"thriftree: needs {error.name}, which is not installed: pip install 'thriftree[dev]'", file=sys.stderr
+            )
+            return 1
+        return int(found.main(list(argv)) or 0)
+
+    return run
 
 
 def _version(argv: Sequence[str]) -> int:
@@ -48,7 +61,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
     "methods": methods_command,
     "model": _model,
-    "bench": _bench,
+    "bench": _lazy("thriftree.benchmarks.cli"),
+    "tune": _lazy("thriftree.benchmarks.tune"),
     "version": _version,
 }
 

@@ -12,22 +12,26 @@ def methods_command(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="thriftree methods", description="The methods of this release.")
     parser.add_argument("--json", action="store_true", help="the same data as GET /v1/thrift/methods")
     as_json = parser.parse_args(argv).json
-    from thriftree.server.methods import table
+    from thriftree.server.methods import PROFILES_NOTE, table
 
     rows = table()
     if as_json:
-        print(json.dumps({"object": "list", "methods": rows}, indent=2))
+        print(json.dumps({"object": "list", "methods": rows}, indent=2))  # as the route answers it
         return 0
     from rich.console import Console
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False)
-    for head in ("method", "family", "law", "default", "paper", "what it does"):
+    for head in ("method", "family", "law", "available", "parameters", "paper", "what it does"):
         shown.add_column(head, overflow="fold")
     for row in rows:
-        law, default = "exact" if row["exact"] else "lossy", "yes" if row["default"] else ""
-        shown.add_row(row["name"], row["family"], law, default, row["paper"], row["summary"])
-    Console().print(shown)
+        name = row["name"] + (" (default)" if row["default"] else "")
+        law, available = "exact" if row["exact"] else "lossy", "yes" if row["available"] else row["reason"]
+        parameters = ", ".join(("max_nodes", *row["parameters"]["properties"]))
+        shown.add_row(name, row["family"], law, available, parameters, row["paper"], row["summary"])
+    console = Console()
+    console.print(shown)
+    console.print(PROFILES_NOTE, highlight=False, style="dim")
     return 0
 
 

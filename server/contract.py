@@ -10,6 +10,10 @@ from thriftree.server.errors import ContractError
 
 PROFILES = ("off", "exact", "balanced", "max")
 KEYS = ("speculation", "kv", "vision")
+OFF = (
+    "this server was started without token-tree speculation (--thrift off, or another --speculative-config); "
+    "start it with --thrift exact"
+)
 
 #: Checks a method's own parameters; raises ValueError("<parameter>: why").
 Checker = Callable[[str, Mapping[str, Any]], object]
@@ -66,11 +70,9 @@ def _profile(name: str, server: Capabilities) -> Any:
         return "off"
     if name not in PROFILES:
         _invalid("thrift", f"unknown profile {name!r}; expected {_listed(PROFILES)} or an object")
-    if name != "exact":
-        _unsupported("thrift", f"profile {name!r} needs KV and vision methods, which this release does not have yet")
     if not server.speculation:
-        _unsupported("thrift", "this server was started without speculation (--thrift off)")
-    return _default(server)
+        _unsupported("thrift", OFF)
+    return _default(server)  # balanced and max add lossy families, and there is none yet: they are exact
 
 
 def _speculation(asked: Any, server: Capabilities) -> Any:
@@ -80,15 +82,18 @@ def _speculation(asked: Any, server: Capabilities) -> Any:
     if asked != "auto" and not isinstance(asked, dict):
         _invalid(field, 'must be "auto", "off" or an object {"method": ..., "max_nodes": ...}')
     if not server.speculation:
-        _unsupported(field, "this server was started without speculation (--thrift off)")
+        _unsupported(field, OFF)
     if asked == "auto":
         return {"method": "auto", "max_nodes": server.max_nodes}
     method = asked.get("method", server.method)
     if not isinstance(method, str) or method not in server.methods:
         _invalid(f"{field}.method", f"unknown method {method!r}; expected {_listed(server.methods)}")
     nodes = asked.get("max_nodes", server.max_nodes)
-    if type(nodes) is not int or not 1 <= nodes <= server.max_nodes:
-        _invalid(f"{field}.max_nodes", f"must be an integer from 1 to {server.max_nodes} on this server")
+    if type(nodes) is not int or nodes < 1:
+        _invalid(f"{field}.max_nodes", f"must be an integer from 1 to {server.max_nodes}")
+    if nodes > server.max_nodes:
+        why = f"{nodes} is above this server's cap of {server.max_nodes} (--speculation-max-nodes)"
+        raise ContractError("thrift_forbidden", f"{field}.max_nodes", why)
     own = {key: value for key, value in asked.items() if key not in ("method", "max_nodes")}
     try:
         server.check(method, own)

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+_STOP_SECONDS = 3.0  # for the core to put its processes and shared memory away; then it is killed
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -33,11 +35,10 @@ def speculate(args: argparse.Namespace, options: dict[str, Any] | None) -> bool:
 
 def create(args: argparse.Namespace) -> Any:
     """The engine client; blocks until the model is loaded, so it runs in a thread."""
+    from thriftree.plugins.engine.async_llm import ThriftAsyncLLM
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import propagate_flash_late_interaction
     from vllm.usage.usage_lib import UsageContext
-
-    from thriftree.plugins.engine.async_llm import ThriftAsyncLLM
 
     engine_args = AsyncEngineArgs.from_cli_args(args)
     propagate_flash_late_interaction(args, engine_args)
@@ -73,4 +74,4 @@ async def running(loaded: Loaded) -> AsyncIterator[None]:
             yield
     finally:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, functools.partial(loaded.client.shutdown, timeout=0))
+        await loop.run_in_executor(None, functools.partial(loaded.client.shutdown, timeout=_STOP_SECONDS))

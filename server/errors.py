@@ -45,7 +45,7 @@ class ContractError(ApiError):
     """A `thrift` object that cannot be honoured."""
 
     def __init__(self, code: str, param: str, message: str) -> None:
-        super().__init__(403 if code == "thrift_forbidden" else 400, code, f"{param}: {message}", param)
+        super().__init__(400, code, f"{param}: {message}", param)
 
 
 class StartError(RuntimeError):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from thriftree.plugins.speculative import registry
-from thriftree.server.contract import Capabilities
+from thriftree.server.contract import OFF, Capabilities
 
-_OFF = "this server was started without speculation (--thrift off)"
+PROFILES_NOTE = (
+    "profiles: off = no speculation; exact = auto, changes no answer; balanced and max behave as exact in this "
+    "release (their KV and vision methods are not built yet)"
+)
 
 
 def table(speculation: bool = True) -> list[dict[str, Any]]:
@@ -18,7 +21,7 @@ def table(speculation: bool = True) -> list[dict[str, Any]]:
             "family": method.family,
             "exact": method.exact,
             "available": speculation,
-            "reason": None if speculation else _OFF,
+            "reason": None if speculation else OFF,
             "default": method.default,
             "summary": method.summary,
             "parameters": method.parameters,

@@ -16,13 +16,16 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._bound: dict[tuple[Any, ...], Any] = {}
-        made = {"registry": self.registry, "namespace": "thriftree"}
+        made: dict[str, Any] = {"registry": self.registry, "namespace": "thriftree"}
         self.requests = Counter("requests", "Answered requests", ["route", "status", "tenant"], **made)
         self.request_seconds = Histogram(
             "request_seconds", "From the first byte in to the last byte out", ["route"], buckets=_SECONDS, **made
         )
         self.first_chunk_seconds = Histogram(
-            "time_to_first_chunk_seconds", "From the first byte in to the first chunk of a stream", buckets=_SECONDS, **made
+            "time_to_first_chunk_seconds",
+            "From the first byte in to the first chunk of a stream",
+            buckets=_SECONDS,
+            **made,
         )
         self.rejected = Counter("rejected", "Requests refused before the engine", ["reason"], **made)
         self.draft_tokens = Counter("draft_tokens", "Tokens drafted and verified", ["method"], **made)

@@ -158,7 +158,8 @@ class Serving:
     def _ready_line(self) -> str:
         can = self.state.capabilities
         force = f"{can.method} (up to {can.max_nodes} nodes)" if can.speculation else "off"
-        return f"ready: {self.plan.url}/v1  model {self.plan.name}  profile {self.plan.settings.thrift}  speculation {force}"
+        profile = self.plan.settings.thrift
+        return f"ready: {self.plan.url}/v1  model {self.plan.name}  profile {profile}  speculation {force}"
 
     def _http(self) -> Any:
         import uvicorn

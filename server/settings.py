@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -20,7 +20,7 @@ from pydantic_settings import (
     SettingsError,
     YamlConfigSettingsSource,
 )
-
+from thriftree.plugins.speculative import registry
 from thriftree.server.errors import StartError
 
 Profile = Literal["off", "exact", "balanced", "max"]
@@ -34,6 +34,27 @@ class Routes(BaseModel):
     allow: list[str] = Field(default=[], description="more routes of vLLM to open, e.g. /tokenize,/v1/score")
 
 
+class Speculation(BaseModel):
+    """Defaults and caps of token-tree speculation; the engine's options under the same names."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str = Field(default="auto", description="method of requests that name none (see `thriftree methods`)")
+    max_nodes: int = Field(
+        default=16, ge=1, le=1024, description="tree nodes per step: a request's default and its cap"
+    )
+    memory_mib: int = Field(default=64, ge=1, description="memory for all drafters' state, in MiB")
+    adaptive: bool = Field(default=True, description="let measured step cost choose the nodes; false: always max_nodes")
+    seed_share: float = Field(default=0.125, ge=0, le=1, description="share of a prompt's rows that teach the drafter")
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in registry.names():
+            raise ValueError(f"unknown method {method!r}, expected one of {', '.join(registry.names())}")
+        return method
+
+
 class Limits(BaseModel):
     """What a client may cost."""
 
@@ -44,20 +65,28 @@ class Limits(BaseModel):
 
 
 class Settings(BaseSettings):
-    """thriftree's settings; `serve` holds flags of `vllm serve` for those who keep all in one file."""
+    """thriftree's settings; `vllm` holds flags of `vllm serve` for those who keep all in one file.
+
+    Profiles: off, no speculation; exact, speculation `auto`. The lossy families that balanced and max are for are not
+    built yet, so today both behave as exact.
+    """
 
     model_config = SettingsConfigDict(env_prefix="THRIFTREE_", env_nested_delimiter="__", extra="forbid")
 
     thrift: Profile = Field(default="exact", description="profile of requests that name none")
-    speculation: dict[str, Any] = Field(
-        default={}, description='speculation settings as JSON, e.g. {"method": "auto", "max_nodes": 16}'
-    )
+    speculation: Speculation = Speculation()
     routes: Routes = Routes()
     limits: Limits = Limits()
     log_file: str | None = Field(
         default=None, description="where the engine's log goes; - for standard error (default: the cache folder)"
     )
-    serve: dict[str, Any] = Field(default={}, description="flags of `vllm serve` as JSON (meant for YAML)")
+    vllm: dict[str, Any] = Field(default={}, description="flags of `vllm serve` as JSON (meant for YAML)")
+
+    @field_validator("thrift", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        """YAML reads a bare `off` as false."""
+        return "off" if value is False else value
 
     @classmethod
     def settings_customise_sources(
@@ -71,7 +100,9 @@ class Settings(BaseSettings):
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
 
-def leaves(model: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+def leaves(
+    model: type[BaseModel] = Settings, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
     """Every setting with its path: ``("limits", "max_body_bytes")``."""
     for name, field in model.model_fields.items():
         kind = field.annotation

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
-
 from thriftree.server.contract import Capabilities
 from thriftree.server.errors import ApiError
 from thriftree.server.metrics import Metrics

@@ -22,7 +22,7 @@ def block(report: Any, method: str | None) -> dict[str, Any]:
     return {
         "exact": report.exact,
         "steps": steps,
-        "tokens_per_step": round(report.completion_tokens / steps, 3) if steps else 0.0,
+        "tokens_per_step": round(report.completion_tokens / steps, 2) if steps else 0.0,
         "speculation": {"method": method, "drafted": report.drafted, "accepted": report.accepted},
         "kv": {"method": None, "tokens_seen": report.prompt_tokens, "tokens_kept": report.prompt_tokens},
         "vision": {"method": None, "tokens_seen": 0, "tokens_kept": 0},
@@ -35,7 +35,7 @@ def member(report: Any, method: str | None) -> bytes:
 
 
 def splice(data: bytes, addition: bytes, depth: int = 1) -> bytes | None:
-    """`data` with `addition` as the last member of the usage object at nesting `depth` (1: top level), if there is one."""
+    """`data` with `addition` as the last member of the usage object at nesting `depth` (1: top level), or None."""
     for found in reversed(list(_USAGE.finditer(data))):
         end, behind = _close(data, found.end())
         if end is not None and behind == depth:

@@ -6,20 +6,29 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import distributions as find_distributions
 from pathlib import Path
 from typing import Any, NoReturn
 
 from thriftree.server.errors import StartError
 
 #: Set before vLLM is imported; the environment always wins.
-_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "2"}
+_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1"}
+#: On the CPU engine. Its ahead-of-time cache never loads in 0.32 ("no attribute 'finalize_loading'"), so that every
+#: start would compile again; without it torch's own cache is used, and that one hits.
+_CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_USE_AOT_COMPILE": "0"}
 #: What `vllm serve` does with more than one process in front; the gateway is one process.
-_REFUSED = {"headless": "--headless", "grpc": "--grpc", "data_parallel_multi_port_external_lb": "multi-port load balancing"}
+_REFUSED = {
+    "headless": "--headless",
+    "grpc": "--grpc",
+    "data_parallel_multi_port_external_lb": "multi-port load balancing",
+}
 
 
 def environment() -> None:
     """Our defaults for vLLM's environment variables."""
-    for name, value in _ENVIRONMENT.items():
+    on_cpu = any(find_distributions(name="vllm-cpu"))
+    for name, value in {**_ENVIRONMENT, **(_CPU_ENVIRONMENT if on_cpu else {})}.items():
         os.environ.setdefault(name, value)
 
 
@@ -50,7 +59,7 @@ def parse(flags: Mapping[str, Any], argv: Sequence[str], default_model: str) -> 
     args = parser.parse_args(words)
     args.model = args.model_tag or args.model
     if args.model is None:
-        parser.set_defaults(served_model_name=[default_model], dtype="float32")
+        parser.set_defaults(served_model_name=[default_model], dtype="float32", max_model_len=4096)
         args = parser.parse_args(words)
     validate(args)
     return args

@@ -35,7 +35,6 @@ def convert(gguf: Path, out: Path, eos_token_id: int) -> None:
 
 def _convert(gguf: Path, out: Path, eos_token_id: int) -> None:
     import torch
-
     from thriftree.zoo.cpu_wheels import repair
 
     repair()

@@ -76,4 +76,3 @@ def install() -> list[str]:
         (Path(sysconfig.get_paths()["purelib"]) / _PTH).write_text(_LINE + "\n")
         done.append("torchvision: its two missing operators are declared at import from now on")
     return done
-

@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 from thriftree.server.errors import ApiError
 from thriftree.server.scope import header, info
 
@@ -30,10 +29,16 @@ class OneErrorShape:
             await self.app(scope, receive, guard)
         except ApiError as error:
             await guard.fail(error)
-        except Exception:
-            request_id = info(scope).request_id
-            logger.exception("request %s failed", request_id)
-            await guard.fail(ApiError(500, "internal_error", f"internal error; the log has it under {request_id}"))
+        except Exception as error:
+            if isinstance(error.__cause__, ApiError):  # the framework's word for "too late to answer that"
+                return await guard.fail(error.__cause__)
+            logger.exception("request %s failed", info(scope).request_id)
+            await guard.fail(bug(scope))
+
+
+def bug(scope: Scope) -> ApiError:
+    """What the client is told about an exception that nobody expected."""
+    return ApiError(500, "internal_error", f"internal error; the log has it under {info(scope).request_id}")
 
 
 class _Guard:
@@ -96,8 +101,15 @@ def _parse(body: bytes) -> Any:
         return body.decode("utf-8", "replace").strip() or None
 
 
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return f"HTTP {status}"
+
+
 def _code(status: int) -> str:
-    return HTTPStatus(status).phrase.lower().replace(" ", "_") if status in HTTPStatus else f"http_{status}"
+    return _phrase(status).lower().replace(" ", "_")
 
 
 def _message(parsed: Any, status: int) -> str:
@@ -108,4 +120,4 @@ def _message(parsed: Any, status: int) -> str:
             found = found[key]
     if isinstance(found, str) and found:
         return found
-    return HTTPStatus(status).phrase if found is None and status in HTTPStatus else json.dumps(found)
+    return _phrase(status) if found is None else json.dumps(found)

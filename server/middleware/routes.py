@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
-
 from thriftree.server.errors import ApiError
 from thriftree.server.scope import info, path_of
 
@@ -26,8 +25,6 @@ OPEN = (
     "/v1/embeddings",
     "/v1/messages",
     "/v1/messages/count_tokens",
-    "/v1/audio/transcriptions",
-    "/v1/audio/translations",
 )
 
 

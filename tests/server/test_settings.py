@@ -1,0 +1,55 @@
+"""Flags over environment over YAML over defaults; wrong values in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from thriftree.server import settings
+from thriftree.server.errors import StartError
+
+
+def test_defaults_and_the_rest_goes_to_vllm() -> None:
+    ours, rest = settings.load(["model/x", "--dtype", "float32", "--thrift", "off", "--port", "9000"])
+    assert ours.thrift == "off"
+    assert ours.limits.max_body_bytes == 64 << 20
+    assert rest == ["model/x", "--dtype", "float32", "--port", "9000"]
+
+
+def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "thriftree.yaml"
+    file.write_text(
+        "thrift: off\nspeculation: {max_nodes: 8}\nlimits: {max_body_bytes: 2048, drain_seconds: 7}\n"
+        "routes: {allow: [/tokenize]}\nserve: {max-model-len: 512}\n"
+    )
+    monkeypatch.setenv("THRIFTREE_LIMITS__MAX_BODY_BYTES", "4096")
+    monkeypatch.setenv("THRIFTREE_CACHE", str(tmp_path))  # not a setting, and no mistake either
+    flags = ["--config", str(file), "--limits-drain-seconds", "3", "--routes-allow", "/a,/b"]
+    ours, rest = settings.load(flags)
+    assert (ours.limits.drain_seconds, ours.limits.max_body_bytes) == (3, 4096)
+    assert (ours.routes.allow, ours.speculation, ours.serve) == (["/a", "/b"], {"max_nodes": 8}, {"max-model-len": 512})
+    assert ours.thrift == "off" and rest == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["--thrift", "fast"], "thrift"),
+        (["--limits-drain-seconds", "soon"], "limits.drain_seconds"),
+        (["--speculation", "{"], "--speculation"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+    ],
+)
+def test_wrong_values_are_named(argv: list[str], names: str) -> None:
+    with pytest.raises(StartError) as caught:
+        settings.load(argv)
+    assert names in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["thrift: [", "thrifty: exact\n", "limits: {max_bytes: 1}\n", "- a\n"])
+def test_wrong_files_are_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(text)
+    with pytest.raises(StartError) as caught:
+        settings.load(["--config", str(file)])
+    assert "\n" not in str(caught.value)
