@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thriftree.plugins.speculative import registry
 from thriftree.plugins.speculative.base import Drafter
 from thriftree.plugins.speculative.calibration import (
@@ -94,9 +95,7 @@ class Tally:
             self.by_category[category][1] += steps
 
 
-def replay(
-    answers: Sequence[Answer], make: Callable[[], Drafter], nodes: int, seed: str, warm: bool
-) -> Tally:
+def replay(answers: Sequence[Answer], make: Callable[[], Drafter], nodes: int, seed: str, warm: bool) -> Tally:
     """Run the drafter over the answers as an engine would; cold: a new drafter for each."""
     tally = Tally()
     drafter = make()
@@ -233,9 +232,7 @@ def cross_validated(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("logs", type=Path)
     parser.add_argument("--methods", nargs="+", default=list(registry.names()), choices=registry.names())
     parser.add_argument("--nodes", nargs="+", type=int, default=[4, 8, 16, 32])

@@ -48,9 +48,7 @@ class TenantMemory:
 class Memory:
     """All tenants, least recently used first. Drafters enter and leave with each request."""
 
-    def __init__(
-        self, budget: int = DEFAULT_BUDGET, calibration: Callable[[], Calibration] = Calibration
-    ) -> None:
+    def __init__(self, budget: int = DEFAULT_BUDGET, calibration: Callable[[], Calibration] = Calibration) -> None:
         self.budget = budget
         self._calibration = calibration
         #: Bytes of the running requests' own state, kept up to date by the drafters.

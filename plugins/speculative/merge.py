@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thriftree.plugins.speculative.base import Drafter
 from thriftree.plugins.speculative.calibration import (
     LENGTH_CLASS,
@@ -239,9 +240,7 @@ class MergedDrafter(Drafter):
         row_cell = OTHER_ROW if row else NO_ROW
         for candidate, (suffix, own_places, library_places) in found.items():
             cell = suffix * ROW_CLASSES + row_cell
-            out.append(
-                Candidate(min(probability[cell], _CEILING), candidate, cell, own_places, library_places)
-            )
+            out.append(Candidate(min(probability[cell], _CEILING), candidate, cell, own_places, library_places))
         out.sort(key=_probability, reverse=True)
         return out
 

@@ -82,9 +82,7 @@ def configure(name: str, options: Mapping[str, Any] | None = None) -> Any:
     checked = {}
     for option, value in (options or {}).items():
         if option not in properties:
-            raise ValueError(
-                f"{option}: {name} has no such parameter, expected one of {', '.join(properties)}"
-            )
+            raise ValueError(f"{option}: {name} has no such parameter, expected one of {', '.join(properties)}")
         checked[option] = _checked(option, value, properties[option])
     return config(**checked)
 

@@ -47,9 +47,7 @@ def tuned_shape(rank_acceptance: Sequence[float], nodes: int, max_depth: int = 1
     Greedy by path product is optimal here, since a child is never worth more than its parent.
     """
     if not all(0 <= p < 1 for p in rank_acceptance) or sum(rank_acceptance) > 1 + 1e-9:
-        raise ValueError(
-            "rank_acceptance: need probabilities of distinct outcomes, each below 1, sum at most 1"
-        )
+        raise ValueError("rank_acceptance: need probabilities of distinct outcomes, each below 1, sum at most 1")
     parents: list[int] = []
     ranks: list[int] = []
     values: list[float] = []
@@ -106,7 +104,5 @@ def named_shape(name: str) -> Shape:
         return shape_from_paths(PAPER_222.split())
     paths = name.split()
     if not paths or not all(path.isdigit() and max(path) < "8" for path in paths):
-        raise ValueError(
-            f"shape: expected 'tuned', '2.2.2' or paths of ranks 0-7 such as '0 1 00', got {name!r}"
-        )
+        raise ValueError(f"shape: expected 'tuned', '2.2.2' or paths of ranks 0-7 such as '0 1 00', got {name!r}")
     return shape_from_paths(paths)

@@ -26,9 +26,7 @@ class SuffixConfig:
     longest: int = field(
         default=16, metadata={"minimum": 2, "maximum": 64, "description": "tokens compared in a match"}
     )
-    tries: int = field(
-        default=32, metadata={"minimum": 1, "maximum": 1024, "description": "occurrences looked at"}
-    )
+    tries: int = field(default=32, metadata={"minimum": 1, "maximum": 1024, "description": "occurrences looked at"})
     floor: float = field(
         default=0.02,
         metadata={"minimum": 0.0, "maximum": 1.0, "description": "least path probability of a node"},

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thriftree.plugins.speculative.base import Drafter
 from thriftree.plugins.speculative.memory import Memory, TenantMemory
 from thriftree.plugins.speculative.shape import named_shape
@@ -32,15 +33,9 @@ class TokenRecyclingConfig:
 
     paper: ClassVar[str] = "2408.08696"
     k: int = field(default=8, metadata={"minimum": 1, "maximum": 8, "description": "tokens used of a row"})
-    shape: str = field(
-        default="tuned", metadata={"description": "'tuned', '2.2.2', or paths of ranks: '0 1 00'"}
-    )
-    update: Literal["all", "accepted"] = field(
-        default="all", metadata={"description": "which verified rows are kept"}
-    )
-    pairs: bool = field(
-        default=True, metadata={"description": "rows by the last two tokens where there are any"}
-    )
+    shape: str = field(default="tuned", metadata={"description": "'tuned', '2.2.2', or paths of ranks: '0 1 00'"})
+    update: Literal["all", "accepted"] = field(default="all", metadata={"description": "which verified rows are kept"})
+    pairs: bool = field(default=True, metadata={"description": "rows by the last two tokens where there are any"})
 
     def __post_init__(self) -> None:
         named_shape(self.shape)

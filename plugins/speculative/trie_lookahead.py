@@ -38,16 +38,12 @@ class TrieLookaheadConfig:
     branch_length: int = field(
         default=8, metadata={"minimum": 1, "maximum": 32, "description": "deepest level that is drafted"}
     )
-    query_length: int = field(
-        default=2, metadata={"minimum": 1, "maximum": 2, "description": "tokens looked up"}
-    )
+    query_length: int = field(default=2, metadata={"minimum": 1, "maximum": 2, "description": "tokens looked up"})
     output_weight: float = field(
         default=1e-4,
         metadata={"minimum": 0.0, "maximum": 1.0, "description": "weight of generated text's counts"},
     )
-    tries: int = field(
-        default=64, metadata={"minimum": 1, "maximum": 4096, "description": "prompt places looked at"}
-    )
+    tries: int = field(default=64, metadata={"minimum": 1, "maximum": 4096, "description": "prompt places looked at"})
 
 
 @dataclass(slots=True)
@@ -143,9 +139,7 @@ class TrieLookahead(Drafter):
         unit = _UNEXPLAINED * ((1 - w) if prompt else w)
         total = sum(scores.values()) + unit
         ranked = sorted(scores.items(), key=lambda item: -item[1])
-        return [
-            (token, s / total, _Place(prompt.get(token, []), trie.get(token))) for token, s in ranked if s > 0
-        ]
+        return [(token, s / total, _Place(prompt.get(token, []), trie.get(token))) for token, s in ranked if s > 0]
 
     def finish(self, request: str) -> None:
         state = self._requests.pop(request, None)

@@ -18,9 +18,7 @@ class WidthConfig:
     margin: float = 0.01  #: gain that must be promised before nodes are verified at all
     probe_every: int = 128  #: steps between looks at what is believed not to pay
     settle: int = 24  #: steps before a load that was switched on may be switched off again
-    stale_bonus: float = (
-        0.05  #: how much cheaper a row count may have become in `probe_every` steps unmeasured
-    )
+    stale_bonus: float = 0.05  #: how much cheaper a row count may have become in `probe_every` steps unmeasured
 
 
 @dataclass(slots=True)
@@ -101,9 +99,7 @@ class WidthController:
             return [0] * len(trees)  # the plain step is what everything is compared with: know its cost
         load = self._load(plain)
         nodes = sorted(
-            (-value, tree, node)
-            for tree, draft in enumerate(trees)
-            for node, value in enumerate(draft.values)
+            (-value, tree, node) for tree, draft in enumerate(trees) for node, value in enumerate(draft.values)
         )[: self.config.max_step_nodes]
         cost, ratio, drafting = self.cost, self.ratio, self.draft_seconds * len(trees)
         off = plain / cost.seconds(base)  # tokens per second without speculation
@@ -116,9 +112,7 @@ class WidthController:
             expected -= negative * ratio
             seconds = cost.seconds(base + n)
             if explore:
-                seconds *= 1 - min(
-                    cost.age(base + n) // self.config.probe_every * self.config.stale_bonus, 0.5
-                )
+                seconds *= 1 - min(cost.age(base + n) // self.config.probe_every * self.config.stale_bonus, 0.5)
             rate = expected / (seconds + drafting)
             if rate > best_rate:
                 best, best_rate = n, rate

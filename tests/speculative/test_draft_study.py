@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy import RandomTarget, greedy
+
 from thriftree.benchmarks import draft_study
 from thriftree.plugins.speculative.memory import Memory
 from thriftree.plugins.speculative.registry import build
-from toy import RandomTarget, greedy
 
 
 @pytest.fixture
@@ -25,9 +26,7 @@ def log() -> list[dict[str, Any]]:
         for _ in range(20):
             text.append(greedy(target.law(text)))
         tops = [target.row(text[:i])[:8] if i else [] for i in range(len(text))]
-        answers.append(
-            {"cat": f"set:{a % 2}", "prompt": prompt, "ids": text[10:], "ptop": tops[:10], "top": tops[10:]}
-        )
+        answers.append({"cat": f"set:{a % 2}", "prompt": prompt, "ids": text[10:], "ptop": tops[:10], "top": tops[10:]})
     return answers
 
 
@@ -40,14 +39,10 @@ def test_every_token_is_counted_once(log: list[dict[str, Any]], seed: str) -> No
 
 
 def test_nothing_drafted_is_one_token_a_step(log: list[dict[str, Any]]) -> None:
-    assert (
-        draft_study.replay(log, lambda: build("auto", Memory()), 0, "all", warm=True).tokens_per_step == 1.0
-    )
+    assert draft_study.replay(log, lambda: build("auto", Memory()), 0, "all", warm=True).tokens_per_step == 1.0
 
 
-def test_the_command_prints_a_table(
-    log: list[dict[str, Any]], tmp_path: Path, monkeypatch: Any, capsys: Any
-) -> None:
+def test_the_command_prints_a_table(log: list[dict[str, Any]], tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     path = tmp_path / "log.json"
     path.write_text(json.dumps(log))
     monkeypatch.setattr(sys, "argv", ["draft_study", str(path), "--nodes", "4", "--categories"])

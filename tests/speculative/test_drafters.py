@@ -13,12 +13,13 @@ import pytest
 from default_methods import METHODS, each_method
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy import RandomTarget, greedy, rolling, serve
+
 from thriftree.plugins.speculative.base import Drafter
 from thriftree.plugins.speculative.memory import Memory
 from thriftree.plugins.speculative.registry import build
 from thriftree.plugins.speculative.tree import ROOT, DraftTree
 from thriftree.plugins.speculative.walk import depths
-from toy import RandomTarget, greedy, rolling, serve
 
 
 def check_tree(tree: DraftTree, max_nodes: int, max_depth: int) -> None:
@@ -77,9 +78,7 @@ def story(drafter: Drafter, tenant: str, seed: int, requests: int = 4, tag: str 
     target = RandomTarget(vocabulary=9, order=2, seed=seed)
     for r in range(requests):
         prompt = [random.Random(seed + r).randrange(9) for _ in range(12)]
-        serve(
-            drafter, target, prompt, 30, rolling(r), request=f"{tag}{r}", tenant=tenant, nodes=8, trees=trees
-        )
+        serve(drafter, target, prompt, 30, rolling(r), request=f"{tag}{r}", tenant=tenant, nodes=8, trees=trees)
     return trees
 
 
@@ -125,9 +124,7 @@ def test_memory_stays_in_its_budget(method: str, options: dict[str, Any]) -> Non
         drafter.start(str(r), tenant, [rng.randrange(5000) for _ in range(200)])
         for _ in range(10):
             pairs = [(rng.randrange(5000), rng.randrange(5000)) for _ in range(8)]
-            drafter.observe(
-                str(r), pairs, np.array([rng.sample(range(5000), 8) for _ in pairs], dtype=np.int32)
-            )
+            drafter.observe(str(r), pairs, np.array([rng.sample(range(5000), 8) for _ in pairs], dtype=np.int32))
             drafter.emit(str(r), [rng.randrange(5000) for _ in range(4)])
             drafter.propose(str(r), 8, 8)
         drafter.finish(str(r))
@@ -165,9 +162,7 @@ def test_drafting_costs_little(method: str) -> None:
     drafter.start("r", "t", text)
     assert time.perf_counter() - began < 0.05
     pairs = list(pairwise(text))
-    drafter.observe(
-        "r", pairs, np.array([[rng.randrange(1000) for _ in range(8)] for _ in pairs], dtype=np.int32)
-    )
+    drafter.observe("r", pairs, np.array([[rng.randrange(1000) for _ in range(8)] for _ in pairs], dtype=np.int32))
     seconds = []
     for token in text[:200]:
         drafter.emit("r", [token])

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy import RandomTarget, greedy, serve
+
 from thriftree.plugins.speculative import registry
 from thriftree.plugins.speculative.calibration import CELLS, Calibration, share_class, shipped
 from thriftree.plugins.speculative.memory import Memory
 from thriftree.plugins.speculative.pool import DrafterPool
 from thriftree.plugins.speculative.tree import DraftTree
-from toy import RandomTarget, greedy, serve
 
 
 @pytest.mark.parametrize("name", registry.names())
@@ -154,7 +155,8 @@ def test_idle_tenants_are_forgotten_first() -> None:
         pool.finish("x")
     assert pool.state_bytes() <= 300_000
     assert len(pool.memory) < 30
-    assert pool.unseen("kept", [(1, 2)]) == []
+    pool.start("again", "running", [1])
+    assert pool.unseen("again", [(1, 2)]) == [], "a running tenant keeps what it learned"
 
 
 def test_the_reported_bytes_are_about_what_is_held() -> None:
@@ -205,9 +207,7 @@ def test_the_drafter_learns_which_source_is_right_here() -> None:
     drafter.start("r", "t", cycle * 2)
     for step in range(400):
         last = cycle[(step - 1) % 5]
-        drafter.observe(
-            "r", [(cycle[(step - 2) % 5], last)], np.array([[9, 8, 7, 6, 10, 11, 12, 13]], dtype=np.int32)
-        )
+        drafter.observe("r", [(cycle[(step - 2) % 5], last)], np.array([[9, 8, 7, 6, 10, 11, 12, 13]], dtype=np.int32))
         drafter.emit("r", [cycle[step % 5]])
         tree = drafter.propose("r", 4, 4)
     assert tree.tokens[0] == cycle[(step + 1) % 5]

@@ -7,12 +7,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from toy import RandomTarget, greedy, rolling, serve
+
 from thriftree.plugins.speculative.memory import Memory
 from thriftree.plugins.speculative.registry import build
 from thriftree.plugins.speculative.rows import Rows, RowTable
 from thriftree.plugins.speculative.shape import MEASURED_RANKS, named_shape, shape_from_paths, tuned_shape
 from thriftree.plugins.speculative.tree import ROOT, DraftTree
-from toy import RandomTarget, greedy, rolling, serve
 
 
 def test_the_paper_s_tree() -> None:
@@ -40,9 +41,7 @@ def test_the_tuned_shape_is_the_best_of_its_size() -> None:
     paths = [""]
     for _ in range(6):  # all paths of up to six ranks, best first
         paths += [path + str(r) for path in paths for r in range(3)]
-    values = sorted(
-        {p: np.prod([ranks[int(d)] for d in p]) for p in set(paths) - {""}}.values(), reverse=True
-    )
+    values = sorted({p: np.prod([ranks[int(d)] for d in p]) for p in set(paths) - {""}}.values(), reverse=True)
     assert sum(shape.values) == pytest.approx(sum(values[:6]))
     assert max(tuned_shape(ranks, 50, max_depth=2).depths) == 2
 
@@ -110,6 +109,21 @@ def test_unseen_tokens_have_no_children() -> None:
     tree = drafter.propose("r", 8, 8)
     assert (list(tree.tokens), list(tree.parents)) == ([4, 5], [ROOT, ROOT])
     assert drafter.unseen("r", [(1, 2), (2, 4), (2, 4), (-1, 2), (-1, 3)]) == [1, 4]
+
+
+@pytest.mark.parametrize(("pairs", "first"), [(True, 0), (False, 8)])
+def test_rows_of_two_tokens_come_first_where_asked_for(pairs: bool, first: int) -> None:
+    drafter = build("token_recycling", Memory(), {"pairs": pairs})
+    drafter.start("r", "t", [1, 2])
+    drafter.observe("r", [(1, 2), (3, 2)], np.arange(16, dtype=np.int32).reshape(2, 8))
+    assert drafter.propose("r", 1, 1).tokens == [first]
+
+
+def test_k_bounds_the_children() -> None:
+    drafter = build("token_recycling", Memory(), {"k": 3})
+    drafter.start("r", "t", [1, 2])
+    drafter.observe("r", [(1, 2)], np.arange(10, 18, dtype=np.int32)[None])
+    assert drafter.propose("r", 8, 1).tokens == [10, 11, 12]
 
 
 def test_two_tokens_before_one() -> None:

@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from thriftree.plugins.speculative.memory import Memory
 from thriftree.plugins.speculative.registry import build
 from thriftree.plugins.speculative.text import Library, Text
@@ -100,9 +101,17 @@ def test_a_squeeze_keeps_what_is_frequent() -> None:
     assert trie.find([1, 2, 3, 4]) is not None
     trie.stream(running, [77])  # a running text goes on after squeezes
     assert trie.nodes == size(trie.root)
-    assert all(
-        c.count >= sum(x.count for x in (c.children or {}).values()) for c in trie.root.children.values()
-    )  # type: ignore[union-attr]
+    assert all(c.count >= sum(x.count for x in (c.children or {}).values()) for c in trie.root.children.values())  # type: ignore[union-attr]
+
+
+def test_a_squeeze_halves_and_drops() -> None:
+    trie = Trie(depth=1)
+    trie.stream(Cursor(), [1] * 5 + [2] * 2)
+    trie.squeeze()
+    assert counts(trie.root) == {1: (2.5, {})}
+    assert trie.nodes == 1
+    trie.shrink(0.5)
+    assert trie.nodes == 0
 
 
 @pytest.mark.parametrize("emitted", [[], [3, 1, 4]])
@@ -133,6 +142,15 @@ def test_the_own_prompt_comes_before_other_answers() -> None:
     drafter.start("mine", "t", [1, 2, 4, 1, 2])
     tree = drafter.propose("mine", 2, 1)
     assert list(tree.tokens) == [4, 3]
+
+
+def test_a_match_of_one_token_is_worth_less_than_one_of_two() -> None:
+    drafter = build("trie_lookahead", Memory())
+    drafter.start("two", "t", [3, 2, 5, 3, 2])
+    drafter.start("one", "t", [7, 2, 5, 3, 2])
+    two, one = drafter.propose("two", 1, 1), drafter.propose("one", 1, 1)
+    assert list(two.tokens) == list(one.tokens) == [5]
+    assert one.values[0] < 0.5 * two.values[0]
 
 
 def test_branches_share_their_prefix() -> None:

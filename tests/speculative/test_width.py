@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from thriftree.plugins.speculative.cost import StepCost
 from thriftree.plugins.speculative.tree import ROOT, DraftTree
 from thriftree.plugins.speculative.width import WidthConfig, WidthController
@@ -89,9 +90,7 @@ def test_wide_where_rows_are_free() -> None:
 
 @pytest.mark.parametrize("batch", [1, 4, 16])
 @pytest.mark.parametrize("start", [probed, lambda machine: WidthController()], ids=["probed", "unprobed"])
-def test_nothing_where_rows_cost_a_token_each(
-    batch: int, start: Callable[[Machine], WidthController]
-) -> None:
+def test_nothing_where_rows_cost_a_token_each(batch: int, start: Callable[[Machine], WidthController]) -> None:
     run = drive(start(steep), steep, batch, steps=1000)
     assert run.gain > 0.98, "never slower than off by more than two per cent"
     assert set(run.last) == {0}
