@@ -52,6 +52,11 @@ class Console:
         return f"{why[:400]} (log: {self.log})"
 
 
+def debugging() -> bool:
+    """Whether a failed start shows its traceback, and the engine's log goes to the terminal."""
+    return os.environ.get("THRIFTREE_DEBUG", "0") not in ("", "0")
+
+
 def fresh_log(folder: Path) -> Path:
     """A log file for this run; of the earlier ones the newest few stay."""
     old = sorted(folder.glob("serve-*.log"), key=lambda file: file.stat().st_mtime)

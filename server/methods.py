@@ -13,8 +13,10 @@ PROFILES_NOTE = (
 )
 
 
-def table(speculation: bool = True) -> list[dict[str, Any]]:
-    """One row per method, as the contract names its fields."""
+def table(server: Capabilities | None = None) -> list[dict[str, Any]]:
+    """One row per method, as the contract names its fields; without a server: what this release has."""
+    speculation = server is None or server.speculation
+    default = registry.DEFAULT_METHOD if server is None else server.method
     return [
         {
             "name": method.name,
@@ -22,7 +24,7 @@ def table(speculation: bool = True) -> list[dict[str, Any]]:
             "exact": method.exact,
             "available": speculation,
             "reason": None if speculation else OFF,
-            "default": method.default,
+            "default": method.name == default,
             "summary": method.summary,
             "parameters": method.parameters,
             "paper": method.paper,

@@ -34,6 +34,7 @@ class Metrics:
             "tokens_per_step", "Completion tokens per forward pass, per request", buckets=_STEPS, **made
         )
         self.tree_nodes = Gauge("tree_nodes", "Drafted nodes per step in the last finished request", **made)
+        self.drafter_state_bytes = Gauge("drafter_state_bytes", "Memory of all drafters' state", **made)
         self.tenant_tokens = Counter("tenant_tokens", "Tokens in and out", ["tenant", "kind"], **made)
 
     def bound(self, metric: Any, *labels: str) -> Any:

@@ -26,10 +26,11 @@ def router(state: GatewayState) -> APIRouter:
 
     @routes.get("/metrics", summary="Prometheus text: thriftree_* and vllm:*")
     async def metrics() -> Response:
+        await state.drafter_stats.sample()
         return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     @routes.get("/v1/thrift/methods", summary="Methods, and which of them this server has")
     async def methods() -> dict[str, Any]:
-        return {"object": "list", "methods": table(state.capabilities.speculation)}
+        return {"object": "list", "methods": table(state.capabilities)}
 
     return routes

@@ -8,13 +8,14 @@ import multiprocessing
 import os
 import signal
 import socket
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from thriftree.server import app, engine, methods, settings, vllm_args, warmup
-from thriftree.server.console import Console, fresh_log
+from thriftree.server.console import Console, debugging, fresh_log
 from thriftree.server.errors import StartError
 from thriftree.server.state import GatewayState
 from thriftree.zoo import cache, smollm2
@@ -23,14 +24,24 @@ _WATCH_SECONDS = 1.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until told to stop. 0: stopped on request; 1: could not start, or the engine died; 2: bad flags."""
+    """Serve until told to stop. 0: stopped on request; 1: could not start, or the engine died, with one line why."""
     console = Console()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop takes both over
     try:
         ours, rest = settings.load(argv)
         plan = prepare(ours, rest, console)
     except (StartError, cache.ZooError) as error:
+        if debugging():
+            raise
         console.fail(str(error))
-        return 2 if isinstance(error, StartError) else 1
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    except Exception as error:
+        if debugging():
+            raise
+        console.fail(f"{type(error).__name__}: {error} (THRIFTREE_DEBUG=1 shows where)")
+        return 1
     import uvloop
 
     return int(uvloop.run(Serving(plan, console).run()))
@@ -50,22 +61,20 @@ class Plan:
 
 def prepare(ours: settings.Settings, rest: Sequence[str], console: Console) -> Plan:
     """Check what can be checked early, unpack the default model if it is the one, take the port."""
-    if ours.thrift in ("balanced", "max"):
-        raise StartError(f"--thrift {ours.thrift}: its KV and vision methods are not in this release; use exact or off")
     _check_version()
     vllm_args.environment()
     console.say("reading the flags")
-    if ours.log_file != "-":
+    if ours.log_file != "-" and not debugging():
         given = Path(ours.log_file).expanduser() if ours.log_file else None
         console.redirect(given or fresh_log(cache.root() / "logs"))
-    args = vllm_args.parse(ours.serve, rest, smollm2.NAME)
+    args = vllm_args.parse(ours.vllm, rest, smollm2.NAME)
     if args.model is None:
         args.model = str(smollm2.ensure(progress=console.say))
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     else:
         vllm_args.check_model(args.model)
     try:
-        trees = engine.speculate(args, None if ours.thrift == "off" else ours.speculation)
+        trees = engine.speculate(args, None if ours.thrift == "off" else ours.speculation.model_dump())
         state = GatewayState(capabilities=_capabilities(args, trees))
     except ValueError as error:
         raise StartError(str(error)) from None
@@ -127,6 +136,8 @@ class Serving:
         try:
             loaded = loading.result()
         except (Exception, SystemExit) as error:
+            if debugging():
+                traceback.print_exception(error)
             self.console.fail(f"cannot serve {self.plan.name}: {self._cause(error)}")
             return self._leave(1)
         async with engine.running(loaded):
@@ -141,6 +152,8 @@ class Serving:
         if complaint is not None:
             self.console.fail(f"{self.plan.name} loaded, but its first request failed: {self.console.cause(complaint)}")
             return 1
+        if self.state.capabilities.speculation:
+            self.state.drafter_stats.rpc = loaded.client.collective_rpc
         self.state.engine_app, self.state.phase = loaded.app, "ready"
         self.console.say(self._ready_line())
         while not (self.stop.is_set() or http.done() or loaded.dead):

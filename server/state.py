@@ -7,6 +7,7 @@ from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from thriftree.server.contract import Capabilities
+from thriftree.server.drafter_stats import DrafterStats
 from thriftree.server.errors import ApiError
 from thriftree.server.metrics import Metrics
 
@@ -22,6 +23,10 @@ class GatewayState:
     engine_app: ASGIApp | None = None
     capabilities: Capabilities = field(default_factory=lambda: Capabilities(speculation=False))
     metrics: Metrics = field(default_factory=Metrics)
+    drafter_stats: DrafterStats = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.drafter_stats = DrafterStats(self.metrics)
 
     def require_ready(self) -> ASGIApp:
         """vLLM's app, or a 503 that says when to come back."""

@@ -83,8 +83,8 @@ async def test_bad_thrift_never_reaches_the_engine(gateway: Gateway) -> None:
     answer = await call(app, "POST", CHAT, {"thrift": {"speculation": {"max_nodes": 99}}})
     error = answer.json["error"]
     assert answer.status == 400 and engine.seen == []
-    assert (error["param"], error["code"]) == ("thrift.speculation.max_nodes", "thrift_invalid")
-    assert error["type"] == "invalid_request_error" and "1 to 16" in error["message"]
+    assert (error["param"], error["code"]) == ("thrift.speculation.max_nodes", "thrift_forbidden")
+    assert error["type"] == "invalid_request_error" and "cap of 16" in error["message"]
 
 
 async def test_the_word_in_a_message_is_no_contract(gateway: Gateway) -> None:

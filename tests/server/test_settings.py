@@ -20,14 +20,14 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "thriftree.yaml"
     file.write_text(
         "thrift: off\nspeculation: {max_nodes: 8}\nlimits: {max_body_bytes: 2048, drain_seconds: 7}\n"
-        "routes: {allow: [/tokenize]}\nserve: {max-model-len: 512}\n"
+        "routes: {allow: [/tokenize]}\nvllm: {max-model-len: 512}\n"
     )
     monkeypatch.setenv("THRIFTREE_LIMITS__MAX_BODY_BYTES", "4096")
     monkeypatch.setenv("THRIFTREE_CACHE", str(tmp_path))  # not a setting, and no mistake either
     flags = ["--config", str(file), "--limits-drain-seconds", "3", "--routes-allow", "/a,/b"]
     ours, rest = settings.load(flags)
     assert (ours.limits.drain_seconds, ours.limits.max_body_bytes) == (3, 4096)
-    assert (ours.routes.allow, ours.speculation, ours.serve) == (["/a", "/b"], {"max_nodes": 8}, {"max-model-len": 512})
+    assert (ours.routes.allow, ours.speculation.max_nodes, ours.vllm) == (["/a", "/b"], 8, {"max-model-len": 512})
     assert ours.thrift == "off" and rest == []
 
 
@@ -36,7 +36,9 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--thrift", "fast"], "thrift"),
         (["--limits-drain-seconds", "soon"], "limits.drain_seconds"),
-        (["--speculation", "{"], "--speculation"),
+        (["--speculation-max-nodes", "0"], "speculation.max_nodes"),
+        (["--speculation-method", "eagle9"], "speculation.method"),
+        (["--vllm", "{"], "--vllm"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
     ],
 )

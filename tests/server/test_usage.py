@@ -91,7 +91,7 @@ def test_member_is_the_contract() -> None:
     assert json.loads(b"{" + member(report, "token_recycling") + b"}")["thrift"] == {
         "exact": True,
         "steps": 31,
-        "tokens_per_step": 2.581,
+        "tokens_per_step": 2.58,
         "speculation": {"method": "token_recycling", "drafted": 960, "accepted": 49},
         "kv": {"method": None, "tokens_seen": 512, "tokens_kept": 512},
         "vision": {"method": None, "tokens_seen": 0, "tokens_kept": 0},
