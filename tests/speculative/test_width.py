@@ -38,7 +38,11 @@ def dented(rows: int) -> float:
 class Run:
     gain: float  # tokens per second over those without speculation
     nodes: float  # per step
-    last: list[int]  # nodes of the last steps
+    all: list[int]  # of each step
+
+    @property
+    def last(self) -> list[int]:
+        return self.all[-50:]
 
 
 def drive(
@@ -73,7 +77,7 @@ def drive(
         seconds += took
         tokens += batch + accepted
         nodes.append(sum(kept))
-    return Run(tokens / seconds / (batch / machine(batch)), sum(nodes) / steps, nodes[-50:])
+    return Run(tokens / seconds / (batch / machine(batch)), sum(nodes) / steps, nodes)
 
 
 def probed(machine: Machine) -> WidthController:
@@ -129,6 +133,14 @@ def test_a_machine_that_became_wide_is_noticed_while_off() -> None:
     assert set(drive(width, steep, 2).last) == {0}
     drive(width, flat, 2, steps=1500)
     assert drive(width, flat, 2, steps=200).gain > 1.4
+
+
+def test_what_does_not_pay_is_looked_at_now_and_then() -> None:
+    width = probed(steep)
+    drive(width, steep, 1, steps=100)
+    looks = [n for n in drive(width, steep, 1, steps=1000).all if n]
+    assert 2 <= len(looks) <= 12
+    assert max(looks) <= 3, "with little"
 
 
 def test_a_slower_clock_changes_nothing() -> None:
@@ -216,6 +228,12 @@ def test_costs_between_and_beyond_what_was_measured() -> None:
     assert cost.seconds(3) == pytest.approx(0.9)
     assert cost.seconds(13) == pytest.approx(2.4)
     assert cost.seconds(0) == 1.0
+    for _ in range(60):
+        cost.measure(1, 2.0)
+    assert cost.seconds(9) == pytest.approx(3.2, rel=0.1), "the machine has become slower for all"
+    cost = StepCost()
+    cost.seed({1: 1.0, 5: 0.8})
+    assert cost.seconds(20) == pytest.approx(0.8), "beyond what was measured nothing gets cheaper"
     cost = StepCost()
     for _ in range(50):
         cost.measure(4, 2.0)
