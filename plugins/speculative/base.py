@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-
 from thriftree.plugins.speculative.tree import DraftTree
 
 

@@ -12,6 +12,8 @@ _EXACT_ROWS = 64
 #: A knot that was measured this often tells about the machine, before that about itself.
 _KNOWN = 4
 _SURPRISE = 0.2
+#: How much of an error is put down to the machine as a whole.
+_LEVEL_SHARE = 2 / 3
 
 
 def _knot(rows: int) -> int:
@@ -27,9 +29,8 @@ class StepCost:
     look dearer than those that were not.
     """
 
-    def __init__(self, level_rate: float = 0.1, shape_rate: float = 0.05) -> None:
-        self._level_rate = level_rate
-        self._shape_rate = shape_rate
+    def __init__(self, rate: float = 0.15) -> None:
+        self._rate = rate
         self._level: float | None = None
         self._shape = dict(_UNMEASURED)
         self._rows = sorted(self._shape)
@@ -64,12 +65,12 @@ class StepCost:
         cheap = error < -_SURPRISE
         if abs(error) < _SURPRISE:
             self._last_seen[knot] = self._steps  # else look again soon: a new truth, or a hiccup
-        rate = max(self._shape_rate, 1 / (seen + 1))
+        rate = max(self._rate, 1 / (seen + 1))
         if seen >= _KNOWN:
             rate = min(max(rate, abs(error) - _SURPRISE), 0.5)
             error = max(-0.5, min(0.5, error))  # a hiccup is not a trend
-            self._level *= exp(self._level_rate * error)
-            error *= 1 - self._level_rate
+            self._level *= exp(_LEVEL_SHARE * rate * error)
+            rate *= 1 - _LEVEL_SHARE
         if knot not in self._shape:
             self._rows.insert(bisect_left(self._rows, knot), knot)
         self._shape[knot] = shape * exp(rate * error)

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy import RandomTarget, greedy, serve
-
 from thriftree.plugins.speculative import registry
 from thriftree.plugins.speculative.calibration import CELLS, Calibration, share_class, shipped
 from thriftree.plugins.speculative.memory import Memory
 from thriftree.plugins.speculative.pool import DrafterPool
 from thriftree.plugins.speculative.tree import DraftTree
+from toy import RandomTarget, greedy, serve
 
 
 @pytest.mark.parametrize("name", registry.names())
@@ -114,6 +113,9 @@ def test_every_request_has_its_own_method() -> None:
     assert not pool.wants_rows()
     pool.start("b", "t", [1], "auto")  # the name again: the old request is over
     assert len(pool) == 2
+    for request in "bc":
+        pool.finish(request)
+    assert pool.memory.live_bytes == 0
 
 
 def test_two_thousand_requests_with_aborts_leave_nothing_behind() -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from thriftree.plugins.speculative.cost import StepCost
 from thriftree.plugins.speculative.tree import ROOT, DraftTree
 from thriftree.plugins.speculative.width import WidthConfig, WidthController
@@ -230,7 +229,8 @@ def test_costs_between_and_beyond_what_was_measured() -> None:
     assert cost.seconds(0) == 1.0
     for _ in range(60):
         cost.measure(1, 2.0)
-    assert cost.seconds(9) == pytest.approx(3.2, rel=0.1), "the machine has become slower for all"
+    assert cost.seconds(9) > 2.3, "the machine has become slower, for other row counts too"
+    assert cost.seconds(1) == pytest.approx(2.0, rel=0.02)
     cost = StepCost()
     cost.seed({1: 1.0, 5: 0.8})
     assert cost.seconds(20) == pytest.approx(0.8), "beyond what was measured nothing gets cheaper"
