@@ -13,7 +13,7 @@
 #define TILE 128           /* tokens of context per step; scores of CHUNK rows stay in L1 */
 #define S_ROW (TILE + 16)
 #define CHUNK 24
-#define COPY_ROWS 12       /* from here on a 16-bit tile is made float once, not once per block of rows */
+#define COPY_ROWS 18       /* from here on a 16-bit tile is made float once, not once per block of rows */
 #define NOTHING (-1e30f)   /* running maximum before anything was seen; finite, so that differences stay finite */
 #define TILE_READ_COST 4   /* reading a token's K and V costs as much as this many rows of arithmetic */
 #define MIN_PART 1000      /* tokens x rows below which another thread costs more than it saves */
@@ -185,22 +185,24 @@ static void hide(float *s, int from, int to) {
     for (int j = from; j < to; j++) s[j] = -INFINITY;
 }
 
-/* Online softmax of one row: scores become weights, `l` keeps the sum by lane; returns the old weights' factor. */
-INLINE float soften(float *s, int n, float *m, float *l) {
+/* The running maximum `m` of a row takes in its scores; returns how far it moved (<= 0). */
+INLINE float raise(const float *s, int n, float *m) {
     vf top = load(s);
     for (int j = LANES; j < n; j += LANES) top = vmax(top, load(s + j));
     float old = *m, now = reduce_max(top);
-    now = now > old ? now : old;
-    vf sum = splat(0), base = splat(now);
+    *m = now > old ? now : old;
+    return old - *m;
+}
+
+/* Online softmax of one row: scores become weights, `l` keeps their sum by lane, `factor` weighs down what it held. */
+INLINE void soften(float *s, int n, float m, float *l, float factor) {
+    vf sum = load(l) * splat(factor), base = splat(m);
     for (int j = 0; j < n; j += LANES) {
         vf w = exp2_nonpositive(load(s + j) - base);
         store(s + j, w);
         sum += w;
     }
-    float factor = old == now ? 1.0f : exp2_scalar(old - now);
-    store(l, load(l) * splat(factor) + sum);
-    *m = now;
-    return factor;
+    store(l, sum);
 }
 
 struct rows { float *q, *o, *m, *l; };
@@ -280,7 +282,7 @@ INLINE void attend_tile(const struct call *c, const struct shape *s, int64_t r, 
         n = step_piece(c, start + from, h, count, kt, pieces, type);
     }
     int32_t cols = pieces[n - 1].col + pieces[n - 1].cols;
-    float alpha[CHUNK];
+    float alpha[CHUNK + LANES];
     const char *next = NULL;
     if (prefix && tile + 1 < s->prefix_tiles) {
         int32_t to = from + c->tile;
@@ -295,8 +297,11 @@ INLINE void attend_tile(const struct call *c, const struct shape *s, int64_t r, 
             float *line = sc + i * S_ROW;
             mask_row(c, s, start + row, head, prefix, from, count, cols, line);
             if (!prefix) mask_tree(c, start, start + row, head, from, count, line);
-            alpha[i] = soften(line, cols, x.m + m0 + i, x.l + (ptrdiff_t)(m0 + i) * LANES);
+            alpha[i] = raise(line, cols, x.m + m0 + i);
         }
+        for (int32_t i = 0; i < m; i += LANES) store(alpha + i, exp2_nonpositive(load(alpha + i)));
+        for (int32_t i = 0; i < m; i++)
+            soften(sc + i * S_ROW, cols, x.m[m0 + i], x.l + (ptrdiff_t)(m0 + i) * LANES, alpha[i]);
         const float *factor = alpha;
         for (int i = 0; i < n; i++) {
             int32_t cut = skip - pieces[i].col;

@@ -185,20 +185,25 @@ INLINE uint16_t float_to_f16(float f) {
     return (uint16_t)(sign | ((bits - (112u << 23)) >> 13));
 }
 
-INLINE uint16_t float_to_bf16(float f) {
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)((bits >> 16) | 0x40);
-    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 INLINE void store_as(void *base, ptrdiff_t i, vf x, const int type) {
     if (type == F32) {
         store((float *)base + i, x);
         return;
     }
-    float lanes[LANES];
     uint16_t *p = (uint16_t *)base + i;
+    if (type == BF16) {
+        vu bits = (vu)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        vu nan = (vu)(x != x);
+        *(vh_any *)p = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), vh);
+        return;
+    }
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+    float lanes[LANES];
     store(lanes, x);
-    for (int j = 0; j < LANES; j++) p[j] = type == BF16 ? float_to_bf16(lanes[j]) : float_to_f16(lanes[j]);
+    for (int j = 0; j < LANES; j++) p[j] = float_to_f16(lanes[j]);
+#endif
 }
