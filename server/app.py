@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp
+
 from thriftree.server.errors import ApiError
 from thriftree.server.middleware.contract import Contract
 from thriftree.server.middleware.errors import OneErrorShape, bug

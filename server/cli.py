@@ -43,9 +43,9 @@ def _lazy(module: str) -> Callable[[Sequence[str]], int]:
         try:
             found = import_module(module)
         except ModuleNotFoundError as error:
-            print(
-                f"thriftree: needs {error.name}, which is not installed: pip install 'thriftree[dev]'", file=sys.stderr
-            )
+            ours = str(error.name).startswith("thriftree")
+            cure = "it is not in this release" if ours else "pip install 'thriftree[dev]'"
+            print(f"thriftree: this command needs {error.name}: {cure}", file=sys.stderr)
             return 1
         return int(found.main(list(argv)) or 0)
 

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from pydantic import ValidationError
+
 _KEEP_LOGS = 10
 _ERROR = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception|Unsupported|WrongVersion)): (.+)")
 _NOISE = ("Engine core initialization failed", "EngineCore failed", "leaked", "cancelled")
@@ -55,6 +57,13 @@ class Console:
 def debugging() -> bool:
     """Whether a failed start shows its traceback, and the engine's log goes to the terminal."""
     return os.environ.get("THRIFTREE_DEBUG", "0") not in ("", "0")
+
+
+def plain(error: BaseException) -> str:
+    """What an error says, without the wrapping: a refusal raised while vLLM builds its config comes out of pydantic."""
+    if isinstance(error, ValidationError):
+        return "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def fresh_log(folder: Path) -> Path:

@@ -35,10 +35,11 @@ def speculate(args: argparse.Namespace, options: dict[str, Any] | None) -> bool:
 
 def create(args: argparse.Namespace) -> Any:
     """The engine client; blocks until the model is loaded, so it runs in a thread."""
-    from thriftree.plugins.engine.async_llm import ThriftAsyncLLM
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import propagate_flash_late_interaction
     from vllm.usage.usage_lib import UsageContext
+
+    from thriftree.plugins.engine.async_llm import ThriftAsyncLLM
 
     engine_args = AsyncEngineArgs.from_cli_args(args)
     propagate_flash_late_interaction(args, engine_args)

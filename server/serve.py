@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from thriftree.server import app, engine, methods, settings, vllm_args, warmup
-from thriftree.server.console import Console, debugging, fresh_log
+from thriftree.server.console import Console, debugging, fresh_log, plain
 from thriftree.server.errors import StartError
 from thriftree.server.state import GatewayState
 from thriftree.zoo import cache, smollm2
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         if debugging():
             raise
-        console.fail(f"{type(error).__name__}: {error} (THRIFTREE_DEBUG=1 shows where)")
+        console.fail(f"{plain(error)} (THRIFTREE_DEBUG=1 shows where)")
         return 1
     import uvloop
 
@@ -198,8 +198,8 @@ class Serving:
         return NoSignalServer(config)
 
     def _cause(self, error: BaseException) -> str:
-        own = f"{type(error).__name__}: {error}"
-        return self.console.cause(own) if "ngine core" in own or "ngineCore" in own else own.replace("\n", " ")
+        own = plain(error)
+        return self.console.cause(own) if "ngine core" in own or "ngineCore" in own else own
 
     def _abandon(self) -> int:
         self.console.say("stopped while loading")

@@ -9,7 +9,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsError,
     YamlConfigSettingsSource,
 )
+
 from thriftree.plugins.speculative import registry
 from thriftree.server.errors import StartError
 
@@ -118,7 +119,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config", metavar="FILE", help="YAML file with these settings")
     for path, field in leaves():
         flag = "--" + "-".join(path).replace("_", "-")
-        group.add_argument(flag, dest=".".join(path), metavar="VALUE", help=field.description)
+        values = "|".join(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else "VALUE"
+        group.add_argument(flag, dest=".".join(path), metavar=values, help=field.description)
 
 
 def load(argv: Sequence[str]) -> tuple[Settings, list[str]]:

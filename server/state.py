@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
 from thriftree.server.contract import Capabilities
 from thriftree.server.drafter_stats import DrafterStats
 from thriftree.server.errors import ApiError

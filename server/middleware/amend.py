@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from starlette.types import Message, Send
+
 from thriftree.server.scope import header
 from thriftree.server.usage import splice, splice_events
 

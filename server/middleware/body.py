@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from starlette.types import Message, Receive, Scope
+
 from thriftree.server.errors import ApiError
 from thriftree.server.scope import header
 

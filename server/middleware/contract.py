@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
 from thriftree.plugins.engine.contract_var import CURRENT, Report, RequestContract
 from thriftree.server.contract import Capabilities, method_of, resolve
 from thriftree.server.errors import ApiError

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 from thriftree.server.errors import ApiError
 from thriftree.server.scope import header, info
 

@@ -6,6 +6,7 @@ import logging
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 from thriftree.server.metrics import Metrics
 from thriftree.server.scope import info
 

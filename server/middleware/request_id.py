@@ -6,6 +6,7 @@ import re
 from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 from thriftree.server.scope import RequestInfo, header, set_info
 
 _SANE = re.compile(rb"[\w.:-]{1,128}")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
 from thriftree.server.errors import ApiError
 from thriftree.server.scope import info, path_of
 

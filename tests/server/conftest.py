@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from starlette.types import ASGIApp
+
 from thriftree.server.app import build
 from thriftree.server.methods import capabilities
 from thriftree.server.settings import Settings

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from thriftree.server.contract import resolve
 from thriftree.server.errors import ContractError
 from thriftree.server.methods import capabilities

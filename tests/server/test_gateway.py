@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
-from thriftree.server.errors import ApiError
 
 from tests.server.asgi import FakeEngine, call
 from tests.server.conftest import Gateway
+from thriftree.server.errors import ApiError
 
 CHAT = "/v1/chat/completions"
 ANSWER = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from thriftree.server import settings
 from thriftree.server.errors import StartError
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from thriftree.plugins.engine.contract_var import Report
 from thriftree.server.usage import member, splice, splice_events
 
