@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
+from torch import Tensor
+
 from thriftree.kernels import problem
 from thriftree.kernels.tree_attention import backend, prepare
-from torch import Tensor
 
 Layers = list[problem.Problem]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,9 +85,7 @@ def make_layers(args: argparse.Namespace, rows: int, ctx: int, dtype: torch.dtyp
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 5, 9, 17, 33])
     parser.add_argument("--ctx", type=int, nargs="+", default=[200, 500, 1000])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
@@ -102,9 +101,7 @@ def main() -> None:
         f"{args.layers} layers of {args.heads}/{args.kv_heads} heads x {args.dim}, block {args.block}, ",
         end="",
     )
-    print(
-        f"{torch.get_num_threads()} threads, backend {backend()}; ms for all layers, median of {args.rounds}"
-    )
+    print(f"{torch.get_num_threads()} threads, backend {backend()}; ms for all layers, median of {args.rounds}")
     print("| dtype | ctx | rows | stock | tree | ratio |\n|---|---|---|---|---|---|")
     for dtype in args.dtype:
         for ctx in args.ctx:

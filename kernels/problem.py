@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from thriftree.kernels.tree_attention import layout
+
 NAN = float("nan")
 
 
@@ -77,19 +79,6 @@ def signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
 
-def write(cache: Tensor, table: Tensor, tokens: Tensor, transposed: bool) -> None:
-    """Put ``tokens [n, kv_heads, dim]`` at positions 0.. of the request with this block table."""
-    blocks, heads, block, dim = cache.shape
-    n = tokens.shape[0]
-    at = torch.arange(n)
-    where = table[at // block].long()
-    if transposed:
-        view = cache.as_strided((blocks, heads, dim, block), (*cache.stride()[:2], block, 1))
-        view[where, :, :, at % block] = tokens
-    else:
-        cache[where, :, at % block] = tokens
-
-
 def make(
     parents: Sequence[Sequence[int]],
     ctx: Sequence[int],
@@ -101,6 +90,7 @@ def make(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     fused: bool = True,
+    isa: str = "vec",
 ) -> Problem:
     """A step of ``len(ctx)`` requests. `fused`: query, key and value are views of one tensor, as in vLLM."""
     generator = torch.Generator().manual_seed(seed)
@@ -115,9 +105,11 @@ def make(
     for request, count in enumerate(needed):
         table[request, :count] = order[used : used + count]
         used += count
-        for side, transposed in ((key_cache, True), (value_cache, False)):
+        at = torch.arange(ctx[request])
+        slots = table[request][at // block].long() * block + at % block
+        for side, keys in ((key_cache, True), (value_cache, False)):
             tokens = torch.randn(ctx[request], kv_heads, dim, generator=generator).to(dtype)
-            write(side, table[request], tokens, transposed)
+            layout.write(side, slots, tokens, keys, isa)
     qkv = torch.randn(rows, heads + 2 * kv_heads, dim, generator=generator).to(dtype)
     query, key, value = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
     if not fused:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from thriftree.kernels.tree_attention import cpu
 from thriftree.kernels.tree_attention.base import Plan
 from thriftree.kernels.tree_attention.cpu import CpuPlan
 from thriftree.kernels.tree_attention.reference import TorchPlan
-from torch import Tensor
 
 __all__ = ["Plan", "backend", "prepare", "tree_attention"]
 
@@ -25,6 +26,7 @@ def prepare(
     ancestors: Tensor,
     depth: Tensor,
     row_count: Tensor | None = None,
+    isa: str = "vec",
 ) -> Plan:
     """What a step's layers share; call `Plan.run` once per layer.
 
@@ -36,6 +38,7 @@ def prepare(
             ``64 w + j`` of the same request is `i` or an ancestor of `i`.
         depth: ``[R]`` int32, 0 for the root.
         row_count: ``[B]`` int32, rows of each request where they do not follow each other without gaps.
+        isa: vLLM's name for the layout of the CPU cache (`layout.check` says what is supported).
     """
     step = (block_table, row_start, ctx_lens, ancestors, depth, row_count)
     chosen = backend(block_table.device.type)
@@ -43,7 +46,7 @@ def prepare(
         from thriftree.kernels.tree_attention.triton import TritonPlan
 
         return TritonPlan(*step)
-    return CpuPlan(*step) if chosen == "c" else TorchPlan(*step)
+    return CpuPlan(*step, isa) if chosen == "c" else TorchPlan(*step, isa)
 
 
 def tree_attention(

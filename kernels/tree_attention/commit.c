@@ -9,7 +9,7 @@ struct commit {
     const int32_t *rows;
     const int64_t *slots;
     int64_t k_row, k_head, v_row, v_head, kc_block, kc_head, vc_block, vc_head;
-    int32_t layers, count, kv_heads, dim, block, elem, threads;
+    int32_t layers, count, kv_heads, dim, block, elem, threads, packed;
 };
 
 extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
@@ -43,16 +43,38 @@ static void commit_head(const struct commit *c, int32_t layer, int32_t head) {
     }
 }
 
+/* AMX layout (16 bits): keys as [token / 16][dim / 2][16][2], values as [dim / 16][token / 2][16][2]. */
+static void commit_packed(const struct commit *c, int32_t layer, int32_t head) {
+    for (int32_t i = 0; i < c->count; i++) {
+        if (c->slots[i] < 0) continue;
+        int64_t block = c->slots[i] / c->block, t = c->slots[i] % c->block;
+        const uint16_t *key = (const uint16_t *)c->keys[layer] + c->rows[i] * c->k_row + head * c->k_head;
+        const uint16_t *value = (const uint16_t *)c->values[layer] + c->rows[i] * c->v_row + head * c->v_head;
+        uint16_t *k = (uint16_t *)c->key_caches[layer] + block * c->kc_block + head * c->kc_head;
+        uint16_t *v = (uint16_t *)c->value_caches[layer] + block * c->vc_block + head * c->vc_head;
+        for (int32_t d = 0; d < c->dim; d++) {
+            k[t / 16 * 16 * c->dim + d / 2 * 32 + t % 16 * 2 + d % 2] = key[d];
+            v[d / 16 * 16 * (int64_t)c->block + t / 2 * 32 + d % 16 * 2 + t % 2] = value[d];
+        }
+    }
+}
+
+static void commit_layer(const struct commit *c, int32_t layer) {
+    for (int32_t head = 0; head < c->kv_heads; head++) {
+        if (c->packed) commit_packed(c, layer, head);
+        else commit_head(c, layer, head);
+    }
+}
+
 static void commit_thread(void *arg) {
     const struct commit *c = arg;
     int32_t stride = omp_get_num_threads ? omp_get_num_threads() : 1;
     for (int32_t layer = omp_get_thread_num ? omp_get_thread_num() : 0; layer < c->layers; layer += stride)
-        for (int32_t head = 0; head < c->kv_heads; head++) commit_head(c, layer, head);
+        commit_layer(c, layer);
 }
 
 void thriftree_commit(const struct commit *c) {
     if (c->threads > 1 && GOMP_parallel) GOMP_parallel(commit_thread, (void *)c, (unsigned)c->threads, 0);
     else
-        for (int32_t layer = 0; layer < c->layers; layer++)
-            for (int32_t head = 0; head < c->kv_heads; head++) commit_head(c, layer, head);
+        for (int32_t layer = 0; layer < c->layers; layer++) commit_layer(c, layer);
 }

@@ -6,12 +6,13 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
-from thriftree.kernels.tree_attention import cpu
 from torch import Tensor
+
+from thriftree.kernels.tree_attention import cpu, layout
 
 _ARRAYS = ("keys", "values", "key_caches", "value_caches")
 _STRIDES = ("k_row", "k_head", "v_row", "v_head", "kc_block", "kc_head", "vc_block", "vc_head")
-_COUNTS = ("layers", "count", "kv_heads", "dim", "block", "elem", "threads")
+_COUNTS = ("layers", "count", "kv_heads", "dim", "block", "elem", "threads", "packed")
 
 
 class _Commit(ctypes.Structure):
@@ -34,7 +35,7 @@ def _same(tensors: Sequence[Tensor], what: str) -> None:
 class Committer:
     """The caches of the layers that share slots (one KV cache group); built once, called after every walk."""
 
-    def __init__(self, key_caches: Sequence[Tensor], value_caches: Sequence[Tensor]) -> None:
+    def __init__(self, key_caches: Sequence[Tensor], value_caches: Sequence[Tensor], isa: str = "vec") -> None:
         _same(key_caches, "key caches")
         _same(value_caches, "value caches")
         self._caches = (list(key_caches), list(value_caches))
@@ -47,7 +48,9 @@ class Committer:
         c.kc_block, c.kc_head = first.stride()[:2]
         c.vc_block, c.vc_head = value_caches[0].stride()[:2]
         c.layers, c.kv_heads, c.block, c.dim = len(key_caches), *first.shape[1:]
-        c.elem = first.element_size()
+        c.elem, c.packed = first.element_size(), isa == "amx"
+        self._isa = isa
+        layout.check(isa, first.dtype, c.dim, c.block)
 
     def __call__(self, keys: Sequence[Tensor], values: Sequence[Tensor], rows: Tensor, slots: Tensor) -> None:
         """Copy ``keys[layer][rows[i]]`` and the value to slot ``slots[i]`` of every layer (-1: skip).
@@ -65,9 +68,7 @@ class Committer:
         if len(keys) != c.layers or len(values) != c.layers or key.dtype != self._caches[0][0].dtype:
             raise ValueError(f"{c.layers} layers of {self._caches[0][0].dtype} expected")
         if key.stride(2) != 1 or value.stride(2) != 1 or key.shape[1:] != (c.kv_heads, c.dim):
-            raise ValueError(
-                f"keys and values must be [rows, {c.kv_heads}, {c.dim}], last dimension contiguous"
-            )
+            raise ValueError(f"keys and values must be [rows, {c.kv_heads}, {c.dim}], last dimension contiguous")
         rows, slots = rows.to(torch.int32).contiguous(), slots.to(torch.int64).contiguous()
         key_array = self._array(*[t.data_ptr() for t in keys])
         value_array = self._array(*[t.data_ptr() for t in values])
@@ -80,7 +81,5 @@ class Committer:
     def _slowly(self, keys: Sequence[Tensor], values: Sequence[Tensor], rows: Tensor, slots: Tensor) -> None:
         rows, slots = rows.long()[slots >= 0], slots.long()[slots >= 0]
         for key_cache, value_cache, key, value in zip(*self._caches, keys, values, strict=True):
-            blocks, heads, block, dim = key_cache.shape
-            columns = key_cache.as_strided((blocks, heads, dim, block), (*key_cache.stride()[:2], block, 1))
-            columns[slots // block, :, :, slots % block] = key[rows]
-            value_cache[slots // block, :, slots % block] = value[rows]
+            layout.write(key_cache, slots, key[rows], True, self._isa)
+            layout.write(value_cache, slots, value[rows], False, self._isa)

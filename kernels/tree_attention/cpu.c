@@ -25,7 +25,7 @@ struct plan {
     const uint64_t *ancestors;
     int64_t table_stride, words;
     int32_t requests, threads;
-    int32_t heads, kv_heads, dim, block, type, window;
+    int32_t heads, kv_heads, dim, block, type, window, packed;
     float scale, softcap;
     int64_t q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head;
     int64_t kc_block, kc_head, vc_block, vc_head;
@@ -135,6 +135,26 @@ static float *slot_memory(size_t floats) {
 
 /* ---- one tile ---- */
 
+/* A piece of a cache in AMX layout (bfloat16) as floats: keys [token / 16][dim / 2][16][2] become [dim, token], values
+ * [dim / 16][token / 2][16][2] become [token, dim]. A 32-bit word holds two neighbours, the even one in the low half. */
+static void unpack(const struct plan *p, const char *k, const char *v, int32_t offset, int32_t valid, float *kt,
+                   float *vt) {
+    for (int32_t t = 0; t < valid; t += 16)
+        for (int d = 0; d < p->dim; d += 2)
+            for (int j = 0; j < 16; j += LANES) {
+                vu word = *(const vu_any *)(k + ((offset + t) * (ptrdiff_t)p->dim + d * 16 + j * 2) * 2);
+                store(kt + (ptrdiff_t)d * TILE + t + j, (vf)(word << 16));
+                store(kt + (ptrdiff_t)(d + 1) * TILE + t + j, (vf)(word & 0xffff0000u));
+            }
+    for (int32_t t = 0; t < valid; t += 2)
+        for (int d = 0; d < p->dim; d += 16)
+            for (int j = 0; j < 16; j += LANES) {
+                vu word = *(const vu_any *)(v + (d * (ptrdiff_t)p->block + (offset + t) * 16 + j * 2) * 2);
+                store(vt + (ptrdiff_t)t * p->dim + d + j, (vf)(word << 16));
+                store(vt + (ptrdiff_t)(t + 1) * p->dim + d + j, (vf)(word & 0xffff0000u));
+            }
+}
+
 /* Pieces of the cache under tokens [from, from + count): cut at block borders. */
 INLINE int cache_pieces(const struct call *c, int64_t r, int64_t h, int32_t from, int32_t count, float *kt, float *vt,
                         struct piece *out, int copy, const int type) {
@@ -146,8 +166,15 @@ INLINE int cache_pieces(const struct call *c, int64_t r, int64_t h, int32_t from
         int64_t block = table[at / p->block];
         int32_t valid = count - col < left ? count - col : left;
         int32_t cols = (valid + LANES - 1) / LANES * LANES;
-        const char *k = c->kc + (block * p->kc_block + h * p->kc_head + offset) * c->elem;
-        const char *v = c->vc + (block * p->vc_block + h * p->vc_head + (int64_t)offset * p->dim) * c->elem;
+        const char *k = c->kc + (block * p->kc_block + h * p->kc_head) * c->elem;
+        const char *v = c->vc + (block * p->vc_block + h * p->vc_head) * c->elem;
+        if (p->packed) {
+            unpack(p, k, v, offset, valid, kt + col, vt + (ptrdiff_t)col * p->dim);
+            col += valid;
+            continue;
+        }
+        k += (ptrdiff_t)offset * c->elem;
+        v += (ptrdiff_t)offset * p->dim * c->elem;
         if (!copy) {
             out[n] = (struct piece){k, v, p->block, p->dim, col, cols, valid, type, type};
         } else {
@@ -275,7 +302,7 @@ INLINE void attend_tile(const struct call *c, const struct shape *s, int64_t r, 
         from = s->lo + tile * c->tile;
         count = s->ctx - from < c->tile ? s->ctx - from : c->tile;
         if (p->window > 0) skip = s->ctx - p->window + 1 - from; /* no row sees these, and they may hold anything */
-        n = cache_pieces(c, r, h, from, count, kt, vt, pieces, type != F32 && s->m > COPY_ROWS, type);
+        n = cache_pieces(c, r, h, from, count, kt, vt, pieces, p->packed || (type != F32 && s->m > COPY_ROWS), type);
     } else {
         from = (tile - s->prefix_tiles) * c->tile;
         count = s->rows - from < c->tile ? s->rows - from : c->tile;
@@ -284,7 +311,7 @@ INLINE void attend_tile(const struct call *c, const struct shape *s, int64_t r, 
     int32_t cols = pieces[n - 1].col + pieces[n - 1].cols;
     float alpha[CHUNK + LANES];
     const char *next = NULL;
-    if (prefix && tile + 1 < s->prefix_tiles) {
+    if (prefix && tile + 1 < s->prefix_tiles && !p->packed) {
         int32_t to = from + c->tile;
         int64_t block = p->block_table[r * p->table_stride + to / p->block];
         next = c->kc + (block * p->kc_block + h * p->kc_head + to % p->block) * c->elem;

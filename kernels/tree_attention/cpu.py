@@ -8,15 +8,16 @@ import logging
 from collections.abc import Callable
 
 import torch
-from thriftree.kernels.tree_attention import build
 from torch import Tensor
+
+from thriftree.kernels.tree_attention import build, layout
 
 logger = logging.getLogger(__name__)
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _POINTERS = ("block_table", "row_start", "row_count", "ctx", "depth", "ancestors")
 _STEP = ("table_stride", "words")
-_COUNTS = ("requests", "threads", "heads", "kv_heads", "dim", "block", "type", "window")
+_COUNTS = ("requests", "threads", "heads", "kv_heads", "dim", "block", "type", "window", "packed")
 _STRIDES = (
     "q_row", "q_head", "k_row", "k_head", "v_row", "v_head", "o_row", "o_head",
     "kc_block", "kc_head", "vc_block", "vc_head",
@@ -54,22 +55,17 @@ def library() -> ctypes.PyDLL | None:
 
 
 def _check(
-    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, out: Tensor
+    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, out: Tensor, isa: str
 ) -> None:
     """Everything the kernel takes for granted; runs once per layer shape, not per call."""
     heads, kv_heads, dim, block = query.shape[1], key.shape[1], query.shape[2], key_cache.shape[2]
     tensors = {"key": key, "value": value, "key_cache": key_cache, "value_cache": value_cache, "out": out}
-    if query.dtype not in TYPES:
-        raise ValueError(f"tree attention does not support {query.dtype}")
+    layout.check(isa, query.dtype, dim, block)
     for name, tensor in tensors.items():
         if tensor.dtype != query.dtype:
             raise ValueError(f"tree attention needs one dtype: {name} is {tensor.dtype}, not {query.dtype}")
         if tensor.stride(-1) != 1 or tensor.shape[-1] != dim:
             raise ValueError(f"{name}: last dimension must be contiguous and of size {dim}")
-    if dim % 16 or dim > 512:
-        raise ValueError(f"head size must be a multiple of 16 up to 512, not {dim}")
-    if block % 16:
-        raise ValueError(f"block size must be a multiple of 16, not {block}")
     if heads % kv_heads or key_cache.shape[1] != kv_heads:
         raise ValueError(f"{heads} query heads, {kv_heads} KV heads, cache of {key_cache.shape[1]} KV heads")
     if key_cache.stride(2) != dim or value_cache.stride(2) != dim:
@@ -87,6 +83,7 @@ class CpuPlan:
         ancestors: Tensor,
         depth: Tensor,
         row_count: Tensor | None = None,
+        isa: str = "vec",
     ) -> None:
         loaded = library()
         assert loaded is not None
@@ -105,6 +102,7 @@ class CpuPlan:
         plan.requests, plan.threads = self.requests, torch.get_num_threads()
         self._address = ctypes.addressof(plan)
         self._key: object = None
+        self._isa, plan.packed = isa, isa == "amx"
 
     def run(
         self,
@@ -143,7 +141,7 @@ class CpuPlan:
         self, query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, out: Tensor,
         scale: float, window: int, softcap: float,
     ) -> None:  # fmt: skip
-        _check(query, key, value, key_cache, value_cache, out)
+        _check(query, key, value, key_cache, value_cache, out, self._isa)
         plan = self._plan
         plan.heads, plan.dim = query.shape[1:]
         plan.kv_heads, plan.block, plan.type = key.shape[1], key_cache.shape[2], TYPES[query.dtype]

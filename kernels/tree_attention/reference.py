@@ -7,14 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-
-def committed(cache: Tensor, blocks: Tensor, tokens: int, transposed: bool) -> Tensor:
-    """The first `tokens` committed keys (`transposed`) or values: ``[kv_heads, tokens, dim]``."""
-    picked = cache[blocks[: -(-tokens // cache.shape[2])].long()]
-    n, heads, block, dim = picked.shape
-    if transposed:
-        picked = picked.reshape(n, heads, dim, block).transpose(2, 3)
-    return picked.transpose(0, 1).reshape(heads, n * block, dim)[:, :tokens]
+from thriftree.kernels.tree_attention import layout
 
 
 def unpack(ancestors: Tensor, rows: int) -> Tensor:
@@ -42,6 +35,7 @@ def tree_attention(
     sinks: Tensor | None = None,
     alibi: Tensor | None = None,
     row_count: Tensor | None = None,
+    isa: str = "vec",
     accumulate: torch.dtype = torch.float32,
 ) -> None:
     """See `thriftree.kernels.tree_attention.tree_attention`; computes in `accumulate`."""
@@ -54,8 +48,8 @@ def tree_attention(
             continue
         step = slice(start, start + rows)
         low = max(0, ctx - sliding_window + 1) if sliding_window > 0 else 0
-        k = committed(key_cache, block_table[request], ctx, True)[:, low:]
-        v = committed(value_cache, block_table[request], ctx, False)[:, low:]
+        k = layout.read(key_cache, block_table[request], ctx, True, isa)[:, low:]
+        v = layout.read(value_cache, block_table[request], ctx, False, isa)[:, low:]
         k = torch.cat((k, key[step].transpose(0, 1)), 1).to(accumulate)
         v = torch.cat((v, value[step].transpose(0, 1)), 1).to(accumulate)
         q = query[step].to(accumulate).reshape(rows, kv_heads, group, -1).permute(1, 2, 0, 3)
@@ -94,9 +88,10 @@ class TorchPlan:
         ancestors: Tensor,
         depth: Tensor,
         row_count: Tensor | None = None,
+        isa: str = "vec",
     ) -> None:
         self._step = (block_table, row_start, ctx_lens, ancestors, depth)
-        self._row_count = row_count
+        self._row_count, self._isa = row_count, isa
 
     def run(
         self,
@@ -115,6 +110,6 @@ class TorchPlan:
     ) -> None:
         """Attention of one layer into `out`."""
         tree_attention(
-            query, key, value, key_cache, value_cache, *self._step, scale, row_count=self._row_count, out=out,
-            sliding_window=sliding_window, softcap=softcap, sinks=sinks, alibi=alibi,
+            query, key, value, key_cache, value_cache, *self._step, scale, row_count=self._row_count, isa=self._isa,
+            out=out, sliding_window=sliding_window, softcap=softcap, sinks=sinks, alibi=alibi,
         )  # fmt: skip

@@ -77,17 +77,11 @@ def _attend(
         if tile < last:
             at = low + tile * N + j
             inside = at < ctx
-            block = tl.load(block_table + request * table_stride + at // BLOCK, mask=inside, other=0).to(
-                tl.int64
-            )
+            block = tl.load(block_table + request * table_stride + at // BLOCK, mask=inside, other=0).to(tl.int64)
             k_at = key_cache + block * kc_block + head * kc_head + (at % BLOCK) * kc_token
             v_at = value_cache + block * vc_block + head * vc_head + (at % BLOCK) * vc_token
-            k = tl.load(
-                k_at[None, :] + d[:, None] * kc_dim, mask=inside[None, :] & in_dim[:, None], other=0.0
-            )
-            v = tl.load(
-                v_at[:, None] + d[None, :] * vc_dim, mask=inside[:, None] & in_dim[None, :], other=0.0
-            )
+            k = tl.load(k_at[None, :] + d[:, None] * kc_dim, mask=inside[None, :] & in_dim[:, None], other=0.0)
+            v = tl.load(v_at[:, None] + d[None, :] * vc_dim, mask=inside[:, None] & in_dim[None, :], other=0.0)
             distance = ctx + depth[:, None] - at[None, :]
             seen = inside[None, :] & live[:, None]
         else:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from thriftree.kernels import problem
 from thriftree.kernels.tree_attention import backend, build, cpu, reference, tree_attention
 
@@ -78,9 +79,7 @@ def test_without_a_compiler_torch_takes_over(
     monkeypatch.delenv("CC", raising=False)
     with caplog.at_level(logging.WARNING):
         assert backend() == "torch" and backend() == "torch"
-    assert [r.message for r in caplog.records if "no C compiler found" in r.message] == [
-        caplog.records[0].message
-    ]
+    assert [r.message for r in caplog.records if "no C compiler found" in r.message] == [caplog.records[0].message]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of this machine")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from thriftree.kernels import problem
 from thriftree.kernels.problem import Problem
 from thriftree.kernels.tree_attention import prepare
 from thriftree.kernels.tree_attention.commit import Committer
-from torch import Tensor
 
 ops = pytest.importorskip("vllm._custom_ops")
 Shape = tuple[int, int, int, int]  # heads, kv_heads, dim, block
@@ -65,25 +66,30 @@ def test_chain_equals_the_stock_op(dtype: torch.dtype, shape: Shape, window: int
         assert float((ours - stock).abs().max()) <= limit, (rows, ctx)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(9, 3, 64, 128), (8, 1, 80, 64)])
+CACHES = [
+    ("vec", torch.float32, (9, 3, 64, 128)),
+    ("vec", torch.bfloat16, (4, 4, 32, 96)),
+    ("vec16", torch.float32, (8, 1, 80, 64)),
+    ("vec16", torch.bfloat16, (8, 1, 80, 32)),
+    ("amx", torch.bfloat16, (9, 3, 64, 128)),
+    ("amx", torch.bfloat16, (2, 1, 128, 32)),
+]
+
+
 @pytest.mark.parametrize("fallback", [False, True])
-def test_commit_writes_what_vllm_writes(dtype: torch.dtype, shape: Shape, fallback: bool) -> None:
-    _, _, dim, block = shape
+@pytest.mark.parametrize(("isa", "dtype", "shape"), CACHES)
+def test_commit_writes_what_vllm_writes(isa: str, dtype: torch.dtype, shape: Shape, fallback: bool) -> None:
+    block = shape[3]
     layers = [make(9, 50, shape, dtype, seed) for seed in range(4)]
     rows = torch.tensor([0, 3, 4, 8])
-    slots = torch.tensor([50, block + 1, -1, 0])
+    slots = torch.tensor([block - 1, block + 1, -1, 0])
     expected, pairs = [], []
     for p in layers:
-        # views of one cache, as the backend makes them
-        cache = torch.cat((p.key_cache, p.value_cache), 2).clone()
+        cache = torch.cat((p.key_cache, p.value_cache), 2)  # a layer's cache as the backend allocates it
         pairs.append(cache.chunk(2, dim=2))
-        wanted = cache.clone()
-        ops.cpu_attn_reshape_and_cache(
-            p.key[rows], p.value[rows], *wanted.chunk(2, dim=2), slots, "vec" if dim % 32 == 0 else "vec16"
-        )
-        expected.append(wanted.chunk(2, dim=2))
-    commit = Committer([k for k, _ in pairs], [v for _, v in pairs])
+        expected.append(cache.clone().chunk(2, dim=2))
+        ops.cpu_attn_reshape_and_cache(p.key[rows], p.value[rows], *expected[-1], slots, isa)
+    commit = Committer([k for k, _ in pairs], [v for _, v in pairs], isa)
     write = commit._slowly if fallback else commit
     write([p.key for p in layers], [p.value for p in layers], rows, slots)
     for (key, value), (wanted_key, wanted_value) in zip(pairs, expected, strict=True):

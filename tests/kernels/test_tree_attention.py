@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from thriftree.kernels import problem
 from thriftree.kernels.problem import Problem
-from thriftree.kernels.tree_attention import backend, prepare, reference, tree_attention
-from torch import Tensor
+from thriftree.kernels.tree_attention import backend, layout, prepare, reference, tree_attention
 
 ROWS = (1, 2, 5, 9, 17, 33, 65, 81)
 CONTEXTS = (0, 1, 31, 63, 100, 1000)
@@ -78,6 +79,20 @@ def test_half_types(dtype: torch.dtype, rows: int, shape: tuple[int, int, int, i
     for ctx in CONTEXTS:
         p = problem.make([tree(rows)], [ctx], heads=heads, kv_heads=kv_heads, dim=dim, block=block).to(dtype)
         assert error(p, truth(p)) <= TOLERANCE[dtype], ctx
+
+
+@pytest.mark.parametrize("shape", [(9, 3, 64, 128), (2, 1, 128, 32), (4, 2, 32, 96)])
+def test_amx_layout(shape: tuple[int, int, int, int]) -> None:
+    heads, kv_heads, dim, block = shape
+    for rows, ctx in ((1, 1), (2, 31), (9, 100), (33, 700)):
+        p = problem.make(
+            [tree(rows)], [ctx], heads=heads, kv_heads=kv_heads, dim=dim, block=block, dtype=torch.bfloat16, isa="amx"
+        )
+        expected = truth(p, isa="amx")
+        for plan in (prepare(*p.step, isa="amx"), reference.TorchPlan(*p.step, isa="amx")):
+            out = p.output()
+            plan.run(*p.layer, out, p.scale)
+            assert float((out.double() - expected).abs().max()) <= TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize("names", ["window", "softcap", "sinks", "alibi", "window softcap sinks alibi"])
@@ -168,6 +183,24 @@ def test_what_is_not_supported_is_named(change: dict[str, Any], message: str) ->
     p = problem.make([tree(2)], [10], **change)
     with pytest.raises(ValueError, match=message):
         prepare(*p.step).run(*p.layer, p.output(), p.scale)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("vec", torch.bfloat16, 64, 128, "fp8"), "KV cache of fp8"),
+        (("neon", torch.bfloat16, 64, 128), "isa neon"),
+        (("rvv", torch.float32, 64, 128), "isa rvv"),
+        (("amx", torch.float32, 64, 128), "bfloat16"),
+        (("amx", torch.bfloat16, 80, 128), "multiple of 32"),
+        (("vec", torch.float64, 64, 128), "float64"),
+        (("vec16", torch.float32, 72, 128), "head size"),
+        (("vec16", torch.float32, 80, 24), "block size"),
+    ],
+)
+def test_refusals_at_start_up(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        layout.check(*arguments)
 
 
 def test_mixed_types_are_refused() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from thriftree.kernels import problem
 from thriftree.kernels.tree_attention import reference
 
@@ -24,9 +25,7 @@ interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 @pytest.mark.skipif(interpreted, reason="this is that process")
 def test_in_a_process_of_its_own() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", __file__]
-    done = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
-    )
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -67,9 +66,7 @@ def test_interpreted(kernel: Any, options: dict[str, Any], row_major: bool) -> N
 
 
 def test_more_rows_than_a_word(kernel: Any) -> None:
-    p = problem.make(
-        [problem.random_parents(70, random.Random(1))], [40], heads=2, kv_heads=2, dim=16, block=32
-    )
+    p = problem.make([problem.random_parents(70, random.Random(1))], [40], heads=2, kv_heads=2, dim=16, block=32)
     expected = torch.full(p.query.shape, problem.NAN, dtype=torch.float64)
     reference.tree_attention(*p.layer, *p.step, p.scale, out=expected, accumulate=torch.float64)
     out = p.output()
@@ -82,9 +79,10 @@ def test_more_rows_than_a_word(kernel: Any) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiles_for_a_gpu() -> None:
     import triton
-    from thriftree.kernels.tree_attention.triton import _attend, _join
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from thriftree.kernels.tree_attention.triton import _attend, _join
 
     names = {"scale": "fp32", "softcap": "fp32", "ancestors": "*i64", "rows_total": "i32", "words": "i32"}
     names |= dict.fromkeys(("sinks", "slopes", "part_o", "part_m", "part_l"), "*fp32")
