@@ -12,6 +12,7 @@ from typing import TextIO
 from pydantic import ValidationError
 
 _KEEP_LOGS = 10
+_LINE = 600
 _ERROR = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception|Unsupported|WrongVersion)): (.+)")
 _NOISE = ("Engine core initialization failed", "EngineCore failed", "leaked", "cancelled")
 
@@ -41,7 +42,10 @@ class Console:
 
     def fail(self, line: str) -> None:
         """The one line of a start that failed."""
-        print(f"thriftree: {' '.join(line.split())}", file=self._out, flush=True)
+        line = " ".join(line.split())
+        if len(line) > _LINE:  # vLLM lists every architecture it knows
+            line = f"{line[:_LINE]}..." + (f" (log: {self.log})" if self.log else "")
+        print(f"thriftree: {line}", file=self._out, flush=True)
 
     def cause(self, fallback: str) -> str:
         """The first telling error in the log, and where the rest is."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+COMMAND = (sys.executable, "-m", "thriftree.server.cli", "serve")
 _START_SECONDS = 280
 _STOP_SECONDS = 40
 
@@ -35,12 +36,17 @@ class LiveServer:
         return self._console.read_text()
 
     def __enter__(self) -> LiveServer:
-        command = [sys.executable, "-m", "thriftree.server.cli", "serve", "--port", str(self.port), *self._flags]
+        self.start("/ready")
+        return self
+
+    def start(self, until: str) -> None:
+        """Start, and wait until that path answers."""
+        command = [*COMMAND, "--port", str(self.port), *self._flags]
         begun = time.monotonic()
         with self._console.open("w") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=_environment())
         try:
-            while not self._answers("/ready"):
+            while not self._answers(until):
                 if not self.alive_seconds and self._answers("/health"):
                     self.alive_seconds = time.monotonic() - begun
                 if self._process.poll() is not None or time.monotonic() - begun > _START_SECONDS:
@@ -50,7 +56,6 @@ class LiveServer:
             self._process.kill()
             raise
         self.ready_seconds = time.monotonic() - begun
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()

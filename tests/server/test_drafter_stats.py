@@ -1,0 +1,63 @@
+"""Sampling the engine's own numbers: rarely, briefly, and never at the cost of a scrape."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from thriftree.server import drafter_stats
+from thriftree.server.drafter_stats import DrafterStats
+from thriftree.server.metrics import Metrics
+
+
+def gauge(metrics: Metrics) -> float | None:
+    return metrics.registry.get_sample_value("thriftree_drafter_state_bytes")
+
+
+async def test_sums_workers_and_asks_at_most_once_in_a_while() -> None:
+    asked: list[str] = []
+
+    async def rpc(method: str) -> list[Any]:
+        asked.append(method)
+        return [{"state_bytes": 3}, {"state_bytes": 4}]
+
+    metrics = Metrics()
+    stats = DrafterStats(metrics)
+    await stats.sample()  # before there is an engine
+    stats.rpc = rpc
+    for _ in range(3):
+        await stats.sample()
+    assert asked == ["thrift_stats"]
+    assert gauge(metrics) == 7
+
+
+async def test_an_engine_without_the_call_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafter_stats, "_EVERY_SECONDS", 0.0)
+    asked = 0
+
+    async def rpc(method: str) -> list[Any]:
+        nonlocal asked
+        asked += 1
+        raise AttributeError(method)
+
+    stats = DrafterStats(Metrics())
+    stats.rpc = rpc
+    await stats.sample()
+    await stats.sample()
+    assert asked == 1
+
+
+async def test_a_stuck_engine_does_not_hold_the_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafter_stats, "_PATIENCE_SECONDS", 0.01)
+
+    async def rpc(method: str) -> list[Any]:
+        await asyncio.Event().wait()
+        return []
+
+    metrics = Metrics()
+    stats = DrafterStats(metrics)
+    stats.rpc = rpc
+    await asyncio.wait_for(stats.sample(), 2)
+    assert gauge(metrics) == 0
