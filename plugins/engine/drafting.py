@@ -61,5 +61,5 @@ def drafting_of(state: Any, options: SpeculationOptions, cap: int, fresh: int) -
 
 
 def _excluded(params: Any) -> bool:
-    """Settings whose processors keep state per step that a walk cannot move: these requests run without drafts."""
-    return bool(params.min_p > 0 or params.logit_bias or params.thinking_token_budget is not None)
+    """A thinking budget counts steps in a state that a walk cannot move: such a request runs without drafts."""
+    return params.thinking_token_budget is not None

@@ -108,7 +108,7 @@ class TreeProposer:
                 self._learn(one, tree, None if self._rows is None else self._rows[row : row + len(tree) + 1], tokens)
             row += len(tree) + 1
         ready = [one.drafts and bool(tokens) for one, tokens in zip(batch, sampled, strict=True)]
-        return [as_tokens(tree) for tree in self._propose(batch, ready)]
+        return [as_tokens(tree) for tree in self._propose(batch, ready, [bool(tokens) for tokens in sampled])]
 
     def finish(self, request: str) -> None:
         """The request is over, however it ended."""
@@ -120,13 +120,14 @@ class TreeProposer:
         costs = {rows: round(seconds, 6) for rows, seconds in self.width.cost.table().items()}
         return {"state_bytes": self.pool.state_bytes(), "live": len(self._live), "step_seconds": costs}
 
-    def _propose(self, batch: Sequence[Drafting], ready: Sequence[bool]) -> list[DraftTree]:
+    def _propose(self, batch: Sequence[Drafting], ready: Sequence[bool], speaks: Sequence[bool]) -> list[DraftTree]:
         trees = [NO_TREE] * len(batch)
         drafting = [i for i, one in enumerate(ready) if one]
         others = len(batch) - len(drafting)
+        speaking = sum(speaks) - len(drafting)  # of those, the ones that emit a token in the next step
         cap = min(self.cap, self.row_budget // max(len(batch), 1) - 1)
         if self.options.adaptive:
-            cap = min(cap, self.width.plan(len(drafting), others, others))
+            cap = min(cap, self.width.plan(len(drafting), rows=others, tokens=speaking))
         if not drafting or cap < 1:
             return trees
         began = time.perf_counter()
@@ -137,7 +138,7 @@ class TreeProposer:
                 trees[i] = self.pool.propose(one.request, nodes, depth)
         self.width.learn_draft(len(drafting), time.perf_counter() - began)
         if self.options.adaptive:
-            kept = self.width.choose([trees[i] for i in drafting], others, others)
+            kept = self.width.choose([trees[i] for i in drafting], rows=others, tokens=speaking)
             for i, nodes in zip(drafting, kept, strict=True):
                 trees[i] = trees[i][:nodes]
         return trees

@@ -54,7 +54,7 @@ def _wire(vllm_config: Any) -> None:
 
 
 def _lift_refusals(params: Any) -> None:
-    """vLLM refuses min_p and logit_bias under any speculation; with trees such a request just runs without drafts."""
+    """vLLM refuses min_p and logit_bias under any speculation; trees apply them as plain decoding does."""
     stock = params._validate_spec_decode
 
     @functools.wraps(stock)

@@ -5,16 +5,20 @@ Nothing here knows the device; the attention back end (see `cpu_attention`) does
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
 from vllm.v1.outputs import SamplerOutput
+from vllm.v1.sample.logits_processor import LogitsProcessors, build_logitsprocs
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from thriftree.plugins.engine.cpu_attention import TreeImpl, TreeMetadataBuilder
+from thriftree.plugins.engine.cpu_attention import TreeBackend, TreeImpl, TreeMetadataBuilder
 from thriftree.plugins.engine.proposer import TreeProposer
 from thriftree.plugins.engine.step import TreeStep, plan_step
 from thriftree.plugins.engine.tree_tokens import TreeTokens, as_tree
@@ -26,16 +30,36 @@ else:
     Base = object
 
 
+def _all_processors(vllm_config: Any, *args: Any, **kwargs: Any) -> LogitsProcessors:
+    plain = copy.copy(vllm_config)
+    plain.speculative_config = None
+    return build_logitsprocs(plain, *args, **kwargs)
+
+
 class TreeRunnerMixin(Base):
     """Before a V1 runner class: its drafts become trees."""
 
     _step: TreeStep | None = None
     _draft_slots: list[Tensor]
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # vLLM builds no min_p, logit_bias or custom processors under speculation, since its rejection sampler cannot
+        # apply them. A level of a tree is a plain sampler call, so all of them hold here.
+        with patch.object(gpu_model_runner, "build_logitsprocs", _all_processors):
+            super().__init__(*args, **kwargs)
+
     @property
     def proposer(self) -> TreeProposer:
         assert isinstance(self.drafter, TreeProposer)
         return self.drafter
+
+    def initialize_attn_backend(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize_attn_backend(*args, **kwargs)
+        backends = {group.backend for groups in self.attn_groups for group in groups}
+        blind = sorted(backend.get_name() for backend in backends if not issubclass(backend, TreeBackend))
+        if blind:
+            # A tree under a causal mask would give wrong answers in silence.
+            raise RuntimeError(f"token trees need tree attention in every layer; this model also uses {blind}")
 
     # 1. Rows: depth positions, and the cache slots of drafts are set aside.
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:

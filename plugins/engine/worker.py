@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest.mock import patch
 
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+from vllm.v1.attention.selector import _cached_get_attn_backend
 from vllm.v1.worker import cpu_worker
 
 from thriftree.plugins.engine.runner_v1 import TreeCPUModelRunner
@@ -15,6 +17,12 @@ class TreeCPUWorker(cpu_worker.CPUWorker):
 
     def init_device(self) -> None:
         register_backend(AttentionBackendEnum.CPU_ATTN, "thriftree.plugins.engine.cpu_attention.TreeBackend")
+        _cached_get_attn_backend.cache_clear()  # an engine before us in this process chose the stock one
         # `init_device` names the runner class through its module: the one seam it offers.
         with patch.object(cpu_worker, "CPUModelRunner", TreeCPUModelRunner):
             super().init_device()
+
+    def thrift_stats(self) -> dict[str, Any]:
+        """Drafters' memory and the measured step costs; the server calls it through `collective_rpc`."""
+        assert isinstance(self.model_runner, TreeCPUModelRunner)
+        return self.model_runner.proposer.stats()

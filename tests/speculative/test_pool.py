@@ -100,10 +100,10 @@ def test_methods_of_a_tenant_store_nothing_twice() -> None:
 
 def test_every_request_has_its_own_method() -> None:
     pool = DrafterPool(default="suffix", options={"auto": {"library": False}})
-    for request, method in (("a", "auto"), ("b", None), ("c", "trie_lookahead")):
+    for request, method in (("a", "token_recycling"), ("b", None), ("c", "trie_lookahead")):
         pool.start(request, "t", [1, 2, 3, 1, 2], method)
         pool.emit(request, [3])
-    assert [pool.method(r) for r in "abcd"] == ["auto", "suffix", "trie_lookahead", None]
+    assert [pool.method(r) for r in "abcd"] == ["token_recycling", "suffix", "trie_lookahead", None]
     assert [pool.wants_rows(r) for r in "abcd"] == [True, False, False, False]
     assert pool.wants_rows()
     assert pool.unseen("a", [(1, 2)]) == [0] and pool.unseen("b", [(1, 2)]) == []
@@ -157,7 +157,7 @@ def test_idle_tenants_are_forgotten_first() -> None:
         pool.finish("x")
     assert pool.state_bytes() <= 300_000
     assert len(pool.memory) < 30
-    pool.start("again", "running", [1])
+    pool.start("again", "running", [1], "token_recycling")
     assert pool.unseen("again", [(1, 2)]) == [], "a running tenant keeps what it learned"
 
 
