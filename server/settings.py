@@ -9,12 +9,13 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -32,7 +33,23 @@ class Routes(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    allow: list[str] = Field(default=[], description="more routes of vLLM to open, e.g. /tokenize,/v1/score")
+    allow: Annotated[list[str], NoDecode] = Field(
+        default=[], description="more routes of vLLM to open, e.g. /tokenize,/v1/score"
+    )
+
+    @field_validator("allow", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Flags and the environment give one text with commas."""
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("allow")
+    @classmethod
+    def _paths(cls, value: list[str]) -> list[str]:
+        for route in value:
+            if not route.startswith("/"):
+                raise ValueError(f"a route starts with a slash, {route!r} does not")
+        return value
 
 
 class Speculation(BaseModel):
@@ -148,7 +165,9 @@ def load(argv: Sequence[str]) -> tuple[Settings, list[str]]:
         return source(**given), rest
     except ValidationError as error:
         first = error.errors()[0]
-        raise StartError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise StartError(
+            f"setting {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
     except (SettingsError, ValueError, OSError) as error:
         raise StartError(f"settings{f' in {file}' if file else ''}: {error}") from None
     except Exception as error:  # the YAML library's own errors, which are no ValueErrors
@@ -156,11 +175,8 @@ def load(argv: Sequence[str]) -> tuple[Settings, list[str]]:
 
 
 def _value(path: tuple[str, ...], field: FieldInfo, text: str) -> Any:
-    """Lists are comma-separated and objects are JSON; pydantic reads the rest."""
-    origin = str(field.annotation)
-    if origin.startswith("list"):
-        return [part for part in text.split(",") if part]
-    if origin.startswith("dict"):
+    """Objects are JSON; pydantic reads the rest."""
+    if str(field.annotation).startswith("dict"):
         try:
             return json.loads(text)
         except ValueError:

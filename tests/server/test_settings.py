@@ -32,6 +32,20 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours.thrift == "off" and rest == []
 
 
+def test_lists_in_the_environment_have_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THRIFTREE_ROUTES__ALLOW", "/tokenize, /v1/score")
+    monkeypatch.setenv("THRIFTREE_SPECULATION__MAX_NODES", "8")
+    ours, _ = settings.load(["--speculation-method", "suffix"])
+    assert ours.routes.allow == ["/tokenize", "/v1/score"]
+    assert (ours.speculation.method, ours.speculation.max_nodes) == ("suffix", 8)
+
+
+def test_an_unknown_setting_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THRIFTREE_LIMITS__FOO", "1")
+    with pytest.raises(StartError, match=r"limits\.foo"):
+        settings.load([])
+
+
 @pytest.mark.parametrize(
     ("argv", "names"),
     [
@@ -40,6 +54,7 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--speculation-max-nodes", "0"], "speculation.max_nodes"),
         (["--speculation-method", "eagle9"], "speculation.method"),
         (["--vllm", "{"], "--vllm"),
+        (["--routes-allow", "tokenize"], "routes.allow"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
     ],
 )
