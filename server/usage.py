@@ -36,29 +36,36 @@ def member(report: Any, method: str | None) -> bytes:
 
 def splice(data: bytes, addition: bytes, depth: int = 1) -> bytes | None:
     """`data` with `addition` as the last member of the usage object at nesting `depth` (1: top level), or None."""
-    for found in reversed(list(_USAGE.finditer(data))):
-        end, behind = _close(data, found.end())
-        if end is not None and behind == depth:
-            comma = b"" if data[found.end() : end].strip() == b"" else b","
-            return b"".join((data[:end], comma, addition, data[end:]))
-    return None
+    found = _last_usage(data, depth)
+    if found is None:
+        return None
+    start, end = found
+    comma = b"" if data[start:end].strip() == b"" else b","
+    return b"".join((data[:end], comma, addition, data[end:]))
 
 
-def _close(data: bytes, start: int) -> tuple[int | None, int]:
-    """Where the object that was opened before `start` ends, and how many brackets are still closed behind it."""
-    open_here, end, behind = 1, None, 0
-    for token in _TOKEN.finditer(data, start):
+def _last_usage(data: bytes, depth: int) -> tuple[int, int] | None:
+    """Where the last usage object at that depth begins and ends, inside its brackets.
+
+    One pass from the first candidate to the end, however many there are (a client's own tool schema may hold
+    thousands): what is still closed at the end, unopened, is how deep the first candidate lay.
+    """
+    starts = {match.end() for match in _USAGE.finditer(data)}
+    if not starts:
+        return None
+    level = 0
+    opened: list[int] = []
+    candidates: list[tuple[int, int, int]] = []
+    for token in _TOKEN.finditer(data, min(starts) - 1):
         kind = token.group()
-        if kind[0] == 0x22:  # a string
-            continue
-        step = 1 if kind in (b"{", b"[") else -1
-        if end is None:
-            open_here += step
-            if open_here == 0:
-                end = token.start()
-        else:
-            behind -= step
-    return end, behind
+        if kind in (b"{", b"["):
+            opened.append(token.end())
+            level += 1
+        elif kind in (b"}", b"]"):
+            level -= 1
+            if opened and (start := opened.pop()) in starts:
+                candidates.append((level, start, token.start()))
+    return next(((start, end) for at, start, end in reversed(candidates) if at - level == depth), None)
 
 
 def splice_events(chunk: bytes, addition: bytes, depth: int = 1) -> bytes:

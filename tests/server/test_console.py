@@ -39,9 +39,9 @@ def test_the_cause_is_the_first_telling_error_of_the_log(tmp_path: Path) -> None
     console.log = tmp_path / "log"
     first, second = (
         "(EngineCore pid=3) torch.OutOfMemoryError: 3 GiB missing",
-        "RuntimeError: Engine core initialization",
+        "RuntimeError: Engine core init",
     )
-    console.log.write_text(f"INFO ok\n{first}\n{second} failed\n")
+    console.log.write_text(f"INFO ok\n{first}\n{second}ialization failed\n")
     assert console.cause("x").startswith("OutOfMemoryError: 3 GiB missing")
     console.log.write_text("INFO ok\n")
     assert console.cause("see it").startswith("see it")

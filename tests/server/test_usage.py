@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from time import process_time
 from typing import Any
 
 import pytest
@@ -97,3 +98,13 @@ def test_member_is_the_contract() -> None:
         "kv": {"method": None, "tokens_seen": 512, "tokens_kept": 512},
         "vision": {"method": None, "tokens_seen": 0, "tokens_kept": 0},
     }
+
+
+def test_thousands_of_usage_keys_cost_one_pass() -> None:
+    """A client's tool schema is echoed by the Responses API, with whatever keys it has."""
+    tools = [{"parameters": {"properties": [{"usage": {"type": "string"}}] * 20_000}}]
+    begun = process_time()
+    assert splice(dump({"response": {"tools": tools, "usage": None}}, False, True), ADD, depth=2) is None
+    amended = splice(dump({"response": {"usage": {"a": 1}, "tools": tools}}, False, True), ADD, depth=2)
+    assert process_time() - begun < 3
+    assert amended is not None and json.loads(amended)["response"]["usage"] == {"a": 1, "thrift": {"steps": 3}}
