@@ -35,6 +35,7 @@ def convert(gguf: Path, out: Path, eos_token_id: int) -> None:
 
 def _convert(gguf: Path, out: Path, eos_token_id: int) -> None:
     import torch
+
     from thriftree.zoo.cpu_wheels import repair
 
     repair()

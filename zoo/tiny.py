@@ -1,70 +1,97 @@
 """Tiny random models for engine tests: odd shapes in a second, the same weights on every machine.
 
 Weights are wide (logits several units apart), so greedy answers vary and are not decided by rounding. The tokenizer is
-one token per byte, with the ChatML marks.
+one token per byte, with the ChatML marks; only `llama-bytes` has no tokens beyond it, so that its answers are text.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from thriftree.zoo import cache
 
-_RECIPE = "2"
-_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_VOCAB = 256 + 32  # bytes and marks, rounded up
+_RECIPE = "4"
+_VOCAB = 512
+_POSITIONS = 2048
+_WIDE = 0.2  # standard deviation of the weights; transformers' own 0.02 repeats one token for ever
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids 256, 257, 258: after the bytes
 _TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-#: Name -> (transformers config class, what differs from the common shape).
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama-mha": ("LlamaConfig", {"num_key_value_heads": 4}),  # GQA 1:1
-    "llama-gqa": ("LlamaConfig", {"num_key_value_heads": 1}),
-    "mistral-window": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": 32, "head_dim": 32}),
-    "qwen2-bias": ("Qwen2Config", {"num_key_value_heads": 2}),  # biases on q, k and v
+
+@dataclass(frozen=True)
+class Shape:
+    """What differs from the common shape: four layers, hidden 128, four heads of 32."""
+
+    config: str  # a config class of transformers
+    summary: str
+    kv_heads: int = 2
+    more: dict[str, Any] = field(default_factory=dict)
+    vocabulary: int = _VOCAB
+
+
+SHAPES = {
+    "llama-gqa": Shape("LlamaConfig", "two query heads per KV head"),
+    "llama-mha": Shape("LlamaConfig", "a KV head for every query head", kv_heads=4),
+    "sliding": Shape("MistralConfig", "sliding window of 32", more={"sliding_window": 32, "head_dim": 32}),
+    "bias": Shape("Qwen2Config", "biases on q, k and v"),
+    "llama-bytes": Shape("LlamaConfig", "bytes and ChatML marks only: answers are text", vocabulary=259),
 }
 
 
 def ensure(name: str) -> Path:
     """The folder of tiny model `name` (a key of `SHAPES`), built in the cache if it is not there."""
+    if name not in SHAPES:
+        raise cache.ZooError(f"no tiny model {name!r}; there are {', '.join(SHAPES)}")
     target = cache.root() / "models" / f"tiny-{name}"
-    with cache.lock(target):
-        stamp = target / cache.STAMP
-        if not (stamp.exists() and stamp.read_text() == _RECIPE):
-            with cache.appear(target) as out:
-                _build(name, out)
-                (out / cache.STAMP).write_text(_RECIPE)
+    try:
+        with cache.lock(target):
+            if not _ready(target):
+                with cache.appear(target) as out:
+                    _build(name, SHAPES[name], out)
+                    (out / cache.STAMP).write_text(_RECIPE)
+    except OSError as error:
+        raise cache.ZooError(f"cannot build {name} in {target}: {error.strerror or error}") from error
     return target
 
 
-def _build(name: str, out: Path) -> None:
+def _ready(target: Path) -> bool:
+    stamp = target / cache.STAMP
+    return stamp.exists() and stamp.read_text() == _RECIPE
+
+
+def _build(name: str, shape: Shape, out: Path) -> None:
+    from thriftree.zoo.cpu_wheels import repair
+
+    repair()
     import torch
     import transformers
 
-    family, shape = SHAPES[name]
-    config = getattr(transformers, family)(
-        vocab_size=_VOCAB,
+    config = getattr(transformers, shape.config)(
+        vocab_size=shape.vocabulary,
         hidden_size=128,
         intermediate_size=256,
-        num_hidden_layers=3,
+        num_hidden_layers=4,
         num_attention_heads=4,
-        max_position_embeddings=1024,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=_POSITIONS,
+        initializer_range=_WIDE,
         tie_word_embeddings=False,
         bos_token_id=256,
         eos_token_id=258,
         pad_token_id=256,
-        **shape,
+        **shape.more,
     )
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(sum(name.encode()))
     with torch.no_grad():
         for key, weight in sorted(model.named_parameters()):
-            wide = 0.3 if "norm" not in key else 0.05
-            noise = torch.randn(weight.shape, generator=generator) * wide
-            weight.copy_(1 + noise if "norm" in key else noise)
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.copy_(1 + noise * 0.05 if "norm" in key else noise * _WIDE)
     model.save_pretrained(out)
     _tokenizer().save_pretrained(out)
 
@@ -83,7 +110,7 @@ def _tokenizer() -> Any:
         bos_token="<|endoftext|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        model_max_length=1024,
+        model_max_length=_POSITIONS,
     )
     fast.chat_template = _TEMPLATE
     return fast
