@@ -20,27 +20,29 @@ class ThriftAsyncLLM(AsyncLLM):
         self._reports: dict[str, tuple[Report, int]] = {}  # engine request id -> report, drafted so far
         self._trees = uses_trees(self.vllm_config)
         self._show_metrics = self.vllm_config.observability_config.per_request_spec_decode_metrics != "none"
-        stock = self.output_processor.process_outputs
+        processor = self.output_processor
+        stock_add, stock_process = processor.add_request, processor.process_outputs
+
+        def add_request(request: EngineCoreRequest, prompt: str | None, *args: Any, **kwargs: Any) -> None:
+            stock_add(request, prompt, *args, **kwargs)
+            self._admit(request)
 
         def process_outputs(outputs: list[EngineCoreOutput], *args: Any, **kwargs: Any) -> Any:
             self._count(outputs)
-            return stock(outputs, *args, **kwargs)
+            return stock_process(outputs, *args, **kwargs)
 
-        # The output loop is a closure over this object: its method is the one place that sees every output.
-        self.output_processor.process_outputs = process_outputs
+        # Every request (each choice of n > 1 too) is registered here before the engine hears of it, and every output
+        # comes through here; both are called through this object.
+        processor.add_request = add_request
+        processor.process_outputs = process_outputs
 
-    async def _add_request(self, request: EngineCoreRequest, *args: Any, **kwargs: Any) -> None:
-        contract = CURRENT.get()
-        params = request.sampling_params
-        if contract is not None and params is not None:
-            _attach(params, contract)
-            contract.report.prompt_tokens += len(request.prompt_token_ids or ())
-            self._reports[request.request_id] = (contract.report, 0)
-        try:
-            await super()._add_request(request, *args, **kwargs)
-        except BaseException:
-            self._reports.pop(request.request_id, None)
-            raise
+    def _admit(self, request: EngineCoreRequest) -> None:
+        contract, params = CURRENT.get(), request.sampling_params
+        if contract is None or params is None:
+            return
+        _attach(params, contract)
+        contract.report.prompt_tokens = len(request.prompt_token_ids or ())
+        self._reports[request.request_id] = (contract.report, 0)
 
     async def abort(self, request_id: Any, internal: bool = False) -> None:
         await super().abort(request_id, internal)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from thriftree.plugins.engine.contract_var import DEFAULT_TENANT, EXTRA_ARGS_KEY
 from thriftree.plugins.engine.options import SpeculationOptions
+from thriftree.plugins.speculative import registry
 
 
 @dataclass(slots=True)
@@ -58,6 +59,28 @@ def drafting_of(state: Any, options: SpeculationOptions, cap: int, fresh: int) -
         emitted=len(outputs),
         tail=(known[-2] if len(known) > 1 else -1, known[-1] if known else -1),
     )
+
+
+def check_contract(contract: Any) -> None:
+    """What a client of a stock server may put into ``vllm_xargs`` under our key.
+
+    Raises:
+        ValueError: the message names the field.
+    """
+    if not isinstance(contract, Mapping):
+        raise ValueError("thriftree must be an object such as {'speculation': 'off'}")
+    unknown = contract.keys() - {"speculation", "tenant"}
+    if unknown:
+        raise ValueError(f"thriftree has no field {', '.join(sorted(map(str, unknown)))}")
+    asked = contract.get("speculation", "auto")
+    if isinstance(asked, Mapping):
+        chosen = dict(asked)
+        nodes = chosen.pop("max_nodes", 1)
+        if type(nodes) is not int or nodes < 1:
+            raise ValueError(f"thriftree.speculation.max_nodes must be a whole number from 1, not {nodes!r}")
+        registry.configure(str(chosen.pop("method", registry.DEFAULT_METHOD)), chosen)
+    elif asked not in ("auto", "off"):
+        raise ValueError(f"thriftree.speculation must be 'auto', 'off' or an object, not {asked!r}")
 
 
 def _excluded(params: Any) -> bool:

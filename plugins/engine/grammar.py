@@ -41,7 +41,9 @@ class TreeGrammar:
         moved = 0
         try:
             for step in (*path, token):
-                if step < 0 or self.automaton.is_terminated() or not self.automaton.accept_tokens(self._request, [step]):
+                if step < 0 or self.automaton.is_terminated():
+                    return False
+                if not self.automaton.accept_tokens(self._request, [step]):
                     return False
                 moved += 1
             return True
@@ -50,7 +52,7 @@ class TreeGrammar:
                 self.automaton.rollback(moved)
 
     def masks(self, drafts: Sequence[int], root: Mask) -> list[Mask]:
-        """``[nodes + 1]`` masks: the root's, then what may follow each node. Padding gets the root's (never visited)."""
+        """``[nodes + 1]`` masks: the root's, then what may follow each node (padding: the root's, never visited)."""
         tree = as_tree(drafts)
         out = [root]
         for node, token in enumerate(tree.tokens):

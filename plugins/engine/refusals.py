@@ -17,7 +17,7 @@ def refuse(vllm_config: Any) -> None:
     found = list(_reasons(vllm_config))
     if found:
         raise Unsupported(
-            "token-tree speculation cannot run with " + "; ".join(found) + " (drop the flag, or start with --thrift off)"
+            f"token-tree speculation cannot run with {'; '.join(found)} (drop the flag, or start with --thrift off)"
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from thriftree.plugins.engine.contract_var import EXTRA_ARGS_KEY
+
 PROPOSER = "thriftree.plugins.engine.proposer.TreeProposer"
 WORKER = "thriftree.plugins.engine.worker.TreeCPUWorker"
 SCHEDULER = "thriftree.plugins.engine.scheduler.TreeScheduler"
@@ -55,13 +57,22 @@ def _wire(vllm_config: Any) -> None:
 
 def _lift_refusals(params: Any) -> None:
     """vLLM refuses min_p and logit_bias under any speculation; trees apply them as plain decoding does."""
+    from vllm.exceptions import VLLMValidationError
+
+    from thriftree.plugins.engine.drafting import check_contract
+
     stock = params._validate_spec_decode
 
     @functools.wraps(stock)
     def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
-        if speculative_config is not None and speculative_config.model == PROPOSER:
+        if speculative_config is None or speculative_config.model != PROPOSER:
+            stock(self, speculative_config)
             return
-        stock(self, speculative_config)
+        if self.extra_args and EXTRA_ARGS_KEY in self.extra_args:
+            try:
+                check_contract(self.extra_args[EXTRA_ARGS_KEY])
+            except ValueError as error:
+                raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{EXTRA_ARGS_KEY}") from error
 
     _validate_spec_decode.thriftree = True  # type: ignore[attr-defined]
     params._validate_spec_decode = _validate_spec_decode

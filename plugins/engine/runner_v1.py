@@ -131,7 +131,8 @@ class TreeRunnerMixin(Base):
         return output
 
     def _silent(self) -> list[int]:
-        return np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0].tolist()
+        silent: list[int] = np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0].tolist()
+        return silent
 
     def _commit(self, step: TreeStep, accepted: list[list[int]]) -> None:
         nodes: list[int] = []

@@ -43,10 +43,8 @@ def ancestor_bits(tree: DraftTree, words: int) -> NDArray[np.int64]:
     return low.view(np.int64)
 
 
-def plan_step(
-    trees: Sequence[DraftTree], computed: NDArray[np.int32], scheduled: NDArray[np.int32]
-) -> TreeStep:
-    """Lay out `trees` (``[B]``) over a step that has ``scheduled[b]`` rows of request ``b``, ``computed[b]`` before it."""
+def plan_step(trees: Sequence[DraftTree], computed: NDArray[np.int32], scheduled: NDArray[np.int32]) -> TreeStep:
+    """Lay out `trees` (``[B]``) over a step with ``scheduled[b]`` rows of request ``b``, ``computed[b]`` before it."""
     nodes = np.array([len(tree) for tree in trees], dtype=np.int64)
     first_row = np.cumsum(scheduled, dtype=np.int64) - nodes - 1
     root_position = computed.astype(np.int64) + scheduled - nodes - 1

@@ -31,7 +31,7 @@ SURFACE = {
     "vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids": "33b360e632c4",
     "vllm.v1.core.sched.scheduler:Scheduler.update_from_output": "5dffeb8f9c22",
     "vllm.v1.engine:EngineCoreOutput": "73fe4d17392b",
-    "vllm.v1.engine.async_llm:AsyncLLM._add_request": "5fe8c10b16a2",
+    "vllm.v1.engine.output_processor:OutputProcessor.add_request": "366ecf41fba2",
     "vllm.v1.engine.async_llm:AsyncLLM.abort": "213f5d47031e",
     "vllm.v1.engine.output_processor:OutputProcessor.process_outputs": "e276c7ba71fa",
     "vllm.v1.metrics.stats:RequestSpecDecodeMetrics": "032a5413bdf8",

@@ -17,9 +17,7 @@ class TreeTokens(list[int]):
 
     __slots__ = ("parents", "values")
 
-    def __init__(
-        self, tokens: Iterable[int] = (), parents: Iterable[int] = (), values: Iterable[float] = ()
-    ) -> None:
+    def __init__(self, tokens: Iterable[int] = (), parents: Iterable[int] = (), values: Iterable[float] = ()) -> None:
         super().__init__(tokens)
         self.parents = list(parents)
         self.values = list(values)

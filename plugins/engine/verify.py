@@ -96,7 +96,8 @@ def _by_levels(
     processors = [*metadata.logitsprocs.non_argmax_invariant, *metadata.logitsprocs.argmax_invariant]
     try:
         while live:
-            rows = torch.tensor([first + walk.row for first, walk in zip(base, walks, strict=True)], device=logits.device)
+            current = [first + walk.row for first, walk in zip(base, walks, strict=True)]
+            rows = torch.tensor(current, device=logits.device)
             generators = {i: g for i, g in metadata.generators.items() if i in live and i not in quiet}
             sampled = sampler(logits=logits[rows], sampling_metadata=replace(metadata, generators=generators))
             if sampled.logprobs_tensors is not None:

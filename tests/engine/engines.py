@@ -16,6 +16,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
 from vllm import LLM, SamplingParams
+from vllm.sampling_params import RequestOutputKind
 
 from thriftree.plugins.engine.register import PROPOSER
 
@@ -71,9 +72,9 @@ class Engine:
         while waiting or self.engine.has_unfinished_requests():
             for name in [n for n, ask in waiting.items() if ask.arrives <= step]:
                 ask = waiting.pop(name)
-                self.engine.add_request(
-                    name, {"prompt_token_ids": list(ask.prompt)}, ask.params.clone(), lora_request=ask.lora
-                )
+                params = ask.params.clone()
+                params.output_kind = RequestOutputKind.FINAL_ONLY  # with n > 1: all choices at once
+                self.engine.add_request(name, {"prompt_token_ids": list(ask.prompt)}, params, lora_request=ask.lora)
             for name in [n for n, at in gone.items() if at <= step]:
                 del gone[name]
                 self.engine.abort_request([name])

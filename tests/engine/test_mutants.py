@@ -31,7 +31,9 @@ def positions_not_by_depth(ours: Engine, monkeypatch: pytest.MonkeyPatch) -> Non
 
     def flat(*args: Any) -> Any:
         made = plan(*args)
-        steps = np.concatenate([first + 1 + np.arange(len(t)) for first, t in zip(made.root_position, made.trees)])
+        steps = np.concatenate(
+            [first + 1 + np.arange(len(t)) for first, t in zip(made.root_position, made.trees, strict=True)]
+        )
         made.node_positions[:] = steps
         return made
 

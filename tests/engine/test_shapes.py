@@ -94,9 +94,8 @@ def test_random_requests_with_aborts_leave_nothing() -> None:
     asks = []
     for i in range(2000):
         prompt = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 40))]
-        params = SamplingParams(
-            max_tokens=rng.randint(1, 12), temperature=rng.choice((0.0, 0.9)), seed=i, n=1 + (i % 50 == 0)
-        )
+        sampled = {"temperature": 0.9, "seed": i, "n": 1 + (i % 50 == 0)} if i % 2 == 0 else {"temperature": 0.0}
+        params = SamplingParams(max_tokens=rng.randint(1, 12), **sampled)
         leaves = rng.randint(0, 6) if i % 3 == 0 else None
         asks.append(Ask(prompt, params, arrives=i // 6, abort_after=leaves))
     settings = {"max_model_len": 128, "max_num_seqs": 12, "enable_prefix_caching": False}
