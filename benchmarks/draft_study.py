@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thriftree.plugins.speculative import registry
 from thriftree.plugins.speculative.base import Drafter
 from thriftree.plugins.speculative.calibration import (

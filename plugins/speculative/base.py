@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thriftree.plugins.speculative.tree import DraftTree
 
 

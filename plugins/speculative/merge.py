@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thriftree.plugins.speculative.base import Drafter
 from thriftree.plugins.speculative.calibration import (
     LENGTH_CLASS,

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thriftree.plugins.speculative.base import Drafter
 from thriftree.plugins.speculative.memory import Memory, TenantMemory
 from thriftree.plugins.speculative.shape import named_shape

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy import RandomTarget, greedy
+
 from thriftree.benchmarks import draft_study
 from thriftree.plugins.speculative.memory import Memory
 from thriftree.plugins.speculative.registry import build
-from toy import RandomTarget, greedy
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ import pytest
 from default_methods import METHODS, each_method
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy import RandomTarget, greedy, rolling, serve
+
 from thriftree.plugins.speculative.base import Drafter
 from thriftree.plugins.speculative.memory import Memory
 from thriftree.plugins.speculative.registry import build
 from thriftree.plugins.speculative.tree import ROOT, DraftTree
 from thriftree.plugins.speculative.walk import depths
-from toy import RandomTarget, greedy, rolling, serve
 
 
 def check_tree(tree: DraftTree, max_nodes: int, max_depth: int) -> None:

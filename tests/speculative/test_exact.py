@@ -9,10 +9,6 @@ from typing import Any
 
 import pytest
 from default_methods import each_method
-from thriftree.plugins.speculative.base import Drafter
-from thriftree.plugins.speculative.memory import Memory
-from thriftree.plugins.speculative.registry import build
-from thriftree.plugins.speculative.tree import ROOT, DraftTree
 from toy import (
     Choose,
     Law,
@@ -25,6 +21,11 @@ from toy import (
     sample_then_walk,
     serve,
 )
+
+from thriftree.plugins.speculative.base import Drafter
+from thriftree.plugins.speculative.memory import Memory
+from thriftree.plugins.speculative.registry import build
+from thriftree.plugins.speculative.tree import ROOT, DraftTree
 
 LENGTH = 4
 PROMPT = [0, 1, 2, 0, 1, 0, 2, 1, 0, 1]

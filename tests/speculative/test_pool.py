@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy import RandomTarget, greedy, serve
+
 from thriftree.plugins.speculative import registry
 from thriftree.plugins.speculative.calibration import CELLS, Calibration, share_class, shipped
 from thriftree.plugins.speculative.memory import Memory
 from thriftree.plugins.speculative.pool import DrafterPool
 from thriftree.plugins.speculative.tree import DraftTree
-from toy import RandomTarget, greedy, serve
 
 
 @pytest.mark.parametrize("name", registry.names())

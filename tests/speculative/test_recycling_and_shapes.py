@@ -7,12 +7,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from toy import RandomTarget, greedy, rolling, serve
+
 from thriftree.plugins.speculative.memory import Memory
 from thriftree.plugins.speculative.registry import build
 from thriftree.plugins.speculative.rows import Rows, RowTable
 from thriftree.plugins.speculative.shape import MEASURED_RANKS, named_shape, shape_from_paths, tuned_shape
 from thriftree.plugins.speculative.tree import ROOT, DraftTree
-from toy import RandomTarget, greedy, rolling, serve
 
 
 def test_the_paper_s_tree() -> None:

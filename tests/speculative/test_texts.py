@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from thriftree.plugins.speculative.memory import Memory
 from thriftree.plugins.speculative.registry import build
 from thriftree.plugins.speculative.text import Library, Text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from thriftree.plugins.speculative.tree import ROOT, DraftTree
 from thriftree.plugins.speculative.walk import Walk, depths, greedy_walk, verified_chain
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+
 from thriftree.plugins.speculative.base import Drafter
 from thriftree.plugins.speculative.tree import ROOT, DraftTree
 from thriftree.plugins.speculative.walk import Walk
