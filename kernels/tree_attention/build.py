@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 SOURCES = ("cpu.c", "commit.c")
-HEADERS = ("gemm.h", "simd.h")
+HEADERS = ("tile.h", "work.h", "gemm.h", "simd.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-std=gnu11", "-w")
 
 

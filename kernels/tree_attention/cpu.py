@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _POINTERS = ("block_table", "row_start", "row_count", "ctx", "depth", "ancestors")
-_STEP = ("table_stride", "words")
+_STEP = ("table_stride", "table_width", "words")
 _COUNTS = ("requests", "threads", "heads", "kv_heads", "dim", "block", "type", "window", "packed")
 _STRIDES = (
     "q_row", "q_head", "k_row", "k_head", "v_row", "v_head", "o_row", "o_head",
@@ -98,7 +98,7 @@ class CpuPlan:
         plan = self._plan = _Plan()
         for name, tensor in zip(_POINTERS, step, strict=True):
             setattr(plan, name, tensor.data_ptr())
-        plan.table_stride, plan.words = step[0].stride(0), step[5].shape[1]
+        plan.table_stride, plan.table_width, plan.words = step[0].stride(0), step[0].shape[1], step[5].shape[1]
         plan.requests, plan.threads = self.requests, torch.get_num_threads()
         self._address = ctypes.addressof(plan)
         self._key: object = None
@@ -131,11 +131,13 @@ class CpuPlan:
             sinks = sinks.float().contiguous()
         if alibi is not None:
             alibi = alibi.float().contiguous()
-        self._attend(
+        failed = self._attend(
             self._address, query.data_ptr(), key.data_ptr(), value.data_ptr(), key_cache.data_ptr(),
             value_cache.data_ptr(), out.data_ptr(), None if sinks is None else sinks.data_ptr(),
             None if alibi is None else alibi.data_ptr(),
         )  # fmt: skip
+        if failed:
+            raise ValueError("a request's context exceeds its block table")
 
     def _shape_up(
         self, query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, out: Tensor,

@@ -10,11 +10,14 @@
 #define VECTORS(rows) ((rows) <= 3 ? 4 : 2)
 #endif
 
-/* What to bring in while computing: `lines` cache lines per step of the inner loop. */
-struct ahead { const char *at; int lines; };
+/* What to bring in while computing: `lines` cache lines in each of the next `steps` steps of the inner loop. */
+struct ahead { const char *at; ptrdiff_t stride; int lines, steps; };
 
 INLINE void fetch(struct ahead *a) {
-    for (const char *end = a->at + 64 * a->lines; a->at < end; a->at += 64) __builtin_prefetch(a->at, 0, 3);
+    if (a->steps <= 0) return;
+    for (int i = 0; i < a->lines; i++) __builtin_prefetch(a->at + 64 * i, 0, 3);
+    a->at += a->stride;
+    a->steps--;
 }
 
 /* s[r, 0..n) = q[r, :] . k[:, 0..n), k stored [dim, tokens] as the cache does. */
@@ -112,7 +115,7 @@ INLINE int next_rows(int left) {
 
 INLINE void scores_any(int m, const float *q, int dim, const void *k, ptrdiff_t k_row, float *s, ptrdiff_t s_row, int n,
                        struct ahead *ahead, const int type) {
-    for (int r; m > 0; m -= r, q += (ptrdiff_t)r * dim, s += r * s_row, ahead->lines = 0) {
+    for (int r; m > 0; m -= r, q += (ptrdiff_t)r * dim, s += r * s_row) {
         r = next_rows(m);
         switch (r) {
         case 1: { SWEEP(1, n, SCORES_BLOCK) break; }
@@ -127,7 +130,7 @@ INLINE void scores_any(int m, const float *q, int dim, const void *k, ptrdiff_t 
 
 INLINE void values_any(int m, const float *p, ptrdiff_t p_row, int n, const void *v, ptrdiff_t v_row, float *o, int dim,
                        const float *alpha, struct ahead *ahead, const int type) {
-    for (int r; m > 0; m -= r, p += r * p_row, o += (ptrdiff_t)r * dim, ahead->lines = 0) {
+    for (int r; m > 0; m -= r, p += r * p_row, o += (ptrdiff_t)r * dim) {
         r = next_rows(m);
         switch (r) {
         case 1: { SWEEP(1, dim, VALUES_BLOCK) break; }
