@@ -49,9 +49,9 @@ serve: $(INSTALLED)
 	@exec env $(if $(PRELOAD),LD_PRELOAD="$(PRELOAD)$${LD_PRELOAD:+:$$LD_PRELOAD}") \
 	  $(BIN)/thriftree serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
-# What needs no engine first: it says in seconds what engines would say in minutes.
+# What needs no engine first: it says in a minute what engines would say in many. There, warnings are errors.
 test: $(DEV)
-	$(BIN)/python -m pytest --ignore=tests/engine -m "not (engine or live or slow)" $(TESTS) $(SOME)
+	$(BIN)/python -m pytest -W error --ignore=tests/engine -m "not (engine or live or slow)" $(TESTS) $(SOME)
 	$(BIN)/python -m pytest -m "(engine or live) and not slow" $(TESTS) $(SOME)
 
 test-slow: $(DEV)
