@@ -24,6 +24,7 @@ from thriftree.benchmarks.worker import Ask, Turn
 _START_SECONDS = 900.0
 _TURN_SECONDS = 1800.0
 _STOP_SECONDS = 10.0
+_GROUP_SECONDS = 5.0
 
 
 class EngineFailed(RuntimeError):
@@ -79,11 +80,20 @@ class Member:
         with suppress(OSError):
             self._pipe.send(("close", ()))
         self.process.join(_STOP_SECONDS)
+        self._wait_for_group()
         self.signal(signal.SIGKILL)  # what is left of the group
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
         self._pipe.close()
+
+    def _wait_for_group(self) -> None:
+        """The engine's own processes put their shared memory away after ours has gone."""
+        end = time.monotonic() + _GROUP_SECONDS
+        with suppress(ProcessLookupError):
+            while self.process.pid is not None and time.monotonic() < end:
+                os.killpg(self.process.pid, 0)
+                time.sleep(0.05)
 
 
 class Fleet:

@@ -43,7 +43,7 @@ def conditions(argv: list[str]) -> dict[str, Any]:
 def finish(found: dict[str, Any]) -> None:
     """The load at the end, measured while our engines rest."""
     found["load_end"] = os.getloadavg()[0]
-    found["foreign_end"] = foreign_load()
+    found["foreign_end"] = max(foreign_load(), found.get("foreign_end", 0.0))
 
 
 def warnings(found: dict[str, Any]) -> list[str]:
@@ -53,6 +53,8 @@ def warnings(found: dict[str, Any]) -> list[str]:
         cores = found.get(f"foreign_{when}", 0.0)
         if cores > QUIET:
             said.append(f"{cores:.1f} cores were busy with other work at the {when}: not a quiet machine")
+    if found.get("foreign_turns", 0.0) > QUIET:
+        said.append(f"{found['foreign_turns']:.1f} cores were busy with other work during the median turn")
     if found.get("commit", "").endswith("+"):
         said.append("the working tree has uncommitted changes")
     return said
@@ -60,12 +62,13 @@ def warnings(found: dict[str, Any]) -> list[str]:
 
 def foreign_load(seconds: float = 1.0) -> float:
     """Busy cores of the machine while this run does nothing."""
-    before, began = _busy(), time.perf_counter()
+    before, began = busy(), time.perf_counter()
     time.sleep(seconds)
-    return round(max(_busy() - before, 0.0) / (time.perf_counter() - began), 2)
+    return round(max(busy() - before, 0.0) / (time.perf_counter() - began), 2)
 
 
-def _busy() -> float:
+def busy() -> float:
+    """CPU seconds of everything on this machine so far."""
     import psutil  # type: ignore[import-untyped]
 
     times = psutil.cpu_times()
@@ -113,5 +116,6 @@ def line(found: dict[str, Any]) -> str:
         f"{found['cpu']}, {found['cores']} cores ({' '.join(found['isa']) or 'no known extensions'}); "
         f"vLLM {vllm}, torch {versions.get('torch', '?')}, Python {found['python']}; commit {found['commit']}; "
         f"{found['date']}; load {found['load_start']:.1f} -> {found.get('load_end', float('nan')):.1f}, "
-        f"foreign {found['foreign_start']:.1f} -> {found.get('foreign_end', float('nan')):.1f} cores"
+        f"foreign {found['foreign_start']:.1f} -> {found.get('foreign_end', float('nan')):.1f} cores, "
+        f"{found.get('foreign_turns', float('nan')):.1f} in the median turn"
     )

@@ -43,6 +43,7 @@ class Sample:
     wall: float
     steps: int
     cpu: float
+    foreign: float
     requests: list[Request] = field(default_factory=list)
 
     @property
@@ -101,7 +102,19 @@ def _sample(work: Pass, group: int, category: str, name: str, turn: Turn, off: T
     requests = [
         _request(answer, answer.tokens == plain.tokens) for answer, plain in zip(turn.answers, off.answers, strict=True)
     ]
-    return Sample(work.dtype, work.phase, work.batch, group, category, name, turn.wall, turn.steps, turn.cpu, requests)
+    return Sample(
+        dtype=work.dtype,
+        phase=work.phase,
+        batch=work.batch,
+        group=group,
+        category=category,
+        method=name,
+        wall=turn.wall,
+        steps=turn.steps,
+        cpu=turn.cpu,
+        foreign=round(turn.foreign, 2),
+        requests=requests,
+    )
 
 
 def _request(answer: Answer, same: bool) -> Request:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def png(gains: Mapping[str, Gains], path: Path, caption: str) -> None:
         panel.set_title(dtype)
         panel.legend(fontsize="small")
     axes[0][0].set_ylabel("tokens per second, plain vLLM = 1")
-    figure.text(0.01, 0.005, caption, fontsize=6, color="grey")
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.text(0.01, 0.01, "\n".join(textwrap.wrap(caption, 120 * len(gains))), fontsize=6, color="grey")
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

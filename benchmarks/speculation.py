@@ -11,10 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
-from thriftree.benchmarks import contenders, fleet, machine, measure, plot, prompts, summary, table
+from thriftree.benchmarks import contenders, fleet, machine, measure, plot, prompts, stats, summary, table
 from thriftree.benchmarks.contenders import Contender
 from thriftree.benchmarks.measure import Pass, Sample
 
+_WAVES = 2  # prompts of a group, in batches: the second enters as the first finishes
+_FEWEST = 8  # prompts in a row of the table at batch 2 and more
 _PAGE = 120  # columns where the output is no terminal
 _CONTEXT = 4096  # what `thriftree serve` gives the default model
 
@@ -28,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     add("--methods", nargs="+", metavar="NAME", help=f"{' '.join(contenders.STOCK + contenders.TREES)}")
     add("--categories", nargs="+", metavar="NAME", help="only these categories of prompts")
     add("--prompts", type=int, help="prompts per category and pass (default: 1)")
-    add("--groups", type=int, help="groups of prompts per batch above 1 (default: 1)")
+    add("--groups", type=int, help="groups of prompts per batch above 1 (default: enough for 8 prompts)")
     add("--tokens", type=int, default=96, help="longest answer (default: 96)")
     add("--cold", action="store_true", help="drafters begin empty (default)")
     add("--warm", action="store_true", help="then other prompts of the same categories with what was learned")
@@ -122,8 +124,8 @@ def _measure(
             found[f"idle_cores_{dtype}"] = round(running.idle_share(), 3)
             samples += _passes(args, dtype, running, rivals, encoded, warm.ids, notes)
             for key, member in running.members.items():
-                stats = running.turn_of(key).call("stats")
-                engines[f"{dtype}/{key}"] = {**member.facts, "flags": member.spec.flags, "stats": stats}
+                drafters = running.turn_of(key).call("stats")
+                engines[f"{dtype}/{key}"] = {**member.facts, "flags": member.spec.flags, "stats": drafters}
             running.rest()
             machine.finish(found)
     return samples, engines
@@ -148,7 +150,8 @@ def _passes(
             phases += [("replayed", lists[0])] if args.replayed else []
             works = [Pass(dtype, name, 1, "b1", [[p] for p in part], args.tokens) for name, part in phases]
         else:
-            many = prompts.groups(encoded, batch, 2, args.groups, args.seed)
+            enough = max(args.groups, -(-_FEWEST // (batch * _WAVES)))
+            many = prompts.groups(encoded, batch, _WAVES, enough, args.seed)
             works = [Pass(dtype, "cold", batch, f"b{batch}", many, args.tokens)]
         for work in works:
             for i, sample in enumerate(measure.run(running, here, work)):
@@ -166,6 +169,7 @@ def _report(
     console: Console,
 ) -> int:
     rows = summary.rows(samples, args.seed)
+    found["foreign_turns"] = stats.percentile([sample.foreign for sample in samples], 0.5)
     absent = {name: why for name in args.methods if (why := contenders.missing(name))}
     gains = {dtype: summary.gains(rows, dtype) for dtype in args.dtype}
     exact = _exactness(rows)
@@ -174,7 +178,8 @@ def _report(
         f"`{found['command']}`",
         machine.line(found),
         f"model {Path(args.model).name}, {' and '.join(args.dtype)}, {shape}, greedy, at most {args.tokens} tokens, "
-        f"seed {args.seed}; worker threads {sorted({n for facts in engines.values() for n in facts['threads']})}; "
+        f"seed {args.seed}; worker threads "
+        f"{'/'.join(map(str, sorted({facts['threads'] for facts in engines.values()})))}; "
         f"tree engine as `thriftree serve` sets it; resting engines use "
         f"{max(found[f'idle_cores_{dtype}'] for dtype in args.dtype):.2f} cores",
         *summary.crossings(rows),

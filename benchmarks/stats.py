@@ -48,11 +48,12 @@ def geometric_of_medians(by: Mapping[str, Sequence[float]]) -> float:
 def interval(by: Mapping[str, Sequence[float]], seed: int, rounds: int = 1000) -> tuple[float, float]:
     """95 % bootstrap interval of `geometric_of_medians`: prompts are drawn again within each category.
 
-    With one prompt in every category there is nothing to draw from there, so categories are drawn instead.
+    With one prompt in every category there is nothing to draw from there, so categories are drawn instead; a single
+    value has no interval (NaN).
     """
     draw = random.Random(seed)
     members = [list(values) for values in by.values() if values]
-    if not members:
+    if sum(map(len, members)) < 2:
         return math.nan, math.nan
     single = all(len(values) == 1 for values in members)
     means = []

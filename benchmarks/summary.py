@@ -78,6 +78,8 @@ def _row(mine: Sequence[Sample], pairs: dict[tuple[int, str], Sample], category:
             ngram[sample.category].append(_ratio(_wall(stock), _wall(sample)))
     every = stats.spread([value for values in wall.values() for value in values])
     low, high = stats.interval(wall, seed) if category == ALL else (every.low, every.high)
+    if every.count < 2:
+        low = high = math.nan
     requests = [request for sample in mine for request in sample.requests]
     spoken = [request for request in requests if request.steps > 1]
     first = mine[0]

@@ -19,7 +19,7 @@ COLUMNS = (
 NOTES = (
     "wall vs off: seconds per token of plain vLLM over this method's, median over prompts, same prompts in turns. "
     "Spread: 10-90 percentile over prompts in a category, 95 % bootstrap interval over all. tokens/step counts the "
-    "prefill as a step, decode does not. CPU: all processes of the engine, polling included. "
+    "prefill as a step, decode does not. CPU: all processes of the engine, with prefill and polling. "
     "differ: answers that are not token by token those of plain vLLM."
 )
 
@@ -30,7 +30,7 @@ def cells(row: Row) -> list[str]:
         _number(row.per_step),
         _number(row.per_decode_step),
         _number(row.wall, "x"),
-        f"{_number(row.wall_low)}-{_number(row.wall_high)}",
+        "-" if math.isnan(row.wall_low) else f"{row.wall_low:.2f}-{row.wall_high:.2f}",
         _number(row.decode, "x"),
         _number(row.to_ngram, "x"),
         f"{row.cpu_per_step * 1e3:.0f}",

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from thriftree.benchmarks import machine
 from thriftree.benchmarks.contenders import EngineSpec
 
 _QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -48,6 +49,7 @@ class Turn:
     wall: float  # seconds from the first submission to the last token
     steps: int  # engine steps that emitted something
     cpu: float  # CPU seconds of all processes of the engine
+    foreign: float = 0.0  # cores that everything else on the machine used meanwhile
 
 
 def serve(spec: EngineSpec, pipe: Connection, log: Path) -> None:
@@ -101,7 +103,8 @@ class _Engine:
         answers = [Answer() for _ in asks]
         live: dict[str, tuple[Answer, float]] = {}
         coming = list(zip(asks, answers, strict=True))[::-1]
-        cpu, began, steps = self._cpu(), time.perf_counter(), 0
+        busy, cpu, steps = machine.busy(), self._cpu(), 0
+        began = time.perf_counter()
         while coming or live:
             while coming and len(live) < in_flight:
                 ask, answer = coming.pop()
@@ -119,7 +122,8 @@ class _Engine:
                 if output.finished:
                     del live[output.request_id]
         wall = time.perf_counter() - began
-        return Turn(answers, wall, steps, self._cpu() - cpu)
+        used = self._cpu() - cpu
+        return Turn(answers, wall, steps, used, max(machine.busy() - busy - used, 0.0) / wall)
 
     def _submit(self, ask: Ask) -> str:
         from vllm import SamplingParams
@@ -142,12 +146,11 @@ class _Engine:
         """What the table says about this engine."""
         config = self.engine.vllm_config
         me, *others = self._processes()
-        threads = [p.environ().get("OMP_NUM_THREADS") for p in others]
         return {
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "compilation": getattr(config.compilation_config.mode, "name", str(config.compilation_config.mode)),
             "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
-            "threads": sorted({int(count) for count in threads if count}),  # of the worker, as vLLM binds them
+            "threads": _threads(config),
             "processes": 1 + len(others),
             "rss_mib": sum(p.memory_info().rss for p in (me, *others)) >> 20,
         }
@@ -176,3 +179,11 @@ class _Engine:
                 continue
             total += times.user + times.system
         return total
+
+
+def _threads(config: Any) -> int:
+    """Compute threads of the engine's worker, as vLLM binds them (it keeps a core for its scheduler)."""
+    from vllm.utils.ompmultiprocessing import OMPProcessManager
+
+    manager = OMPProcessManager(config)
+    return os.cpu_count() or 1 if manager.skip_setup else len(manager.cpu_lists[0])

@@ -54,6 +54,12 @@ def test_rows() -> None:
     assert (row.prompts, row.mismatches) == (3, 0)
 
 
+def test_a_single_prompt_has_no_spread() -> None:
+    row = next(r for r in _rows() if r.category == "code" and r.method == "auto")
+    assert table.cells(row)[table.COLUMNS.index("spread")] == "-"
+    assert row.as_dict()["wall_low"] is None
+
+
 def test_categories_first_then_all_of_them() -> None:
     mine = [row.category for row in _rows() if row.method == "auto"]
     assert mine == ["code", "qa", summary.ALL]
