@@ -53,6 +53,7 @@ class TreeProposer:
         self._rows: NDArray[np.int32] | None = None  # top tokens of every verified row of this step
         self._trees: Sequence[DraftTree] = ()
         self._step = _Step()
+        self._drafted = self._accepted = 0
 
     def load_model(self, model: Any) -> None:
         """Drafters have no weights."""
@@ -80,6 +81,8 @@ class TreeProposer:
         for tree, path in zip(self._trees, accepted, strict=True):
             self._step.promised += sum(tree.values)
             self._step.accepted += len(path)
+            self._drafted += len(tree)
+            self._accepted += len(path)
 
     def draft(
         self,
@@ -118,7 +121,13 @@ class TreeProposer:
     def stats(self) -> dict[str, Any]:
         """What operators see."""
         costs = {rows: round(seconds, 6) for rows, seconds in self.width.cost.table().items()}
-        return {"state_bytes": self.pool.state_bytes(), "live": len(self._live), "step_seconds": costs}
+        return {
+            "state_bytes": self.pool.state_bytes(),
+            "live": len(self._live),
+            "drafted": self._drafted,
+            "accepted": self._accepted,
+            "step_seconds": costs,
+        }
 
     def _propose(self, batch: Sequence[Drafting], ready: Sequence[bool], speaks: Sequence[bool]) -> list[DraftTree]:
         trees = [NO_TREE] * len(batch)

@@ -47,6 +47,8 @@ def _reasons(config: Any) -> Iterator[str]:
         yield "--kv-sharing-fast-prefill"
     if config.kv_transfer_config is not None:
         yield "--kv-transfer-config: a connector would ship blocks before the accepted path is in them"
+    if model.runner_type == "pooling":
+        yield f"{model.model}: a pooling model generates nothing to draft"
     if model.use_mla:
         yield f"{model.model}: its attention (MLA) has no tree mask here"
     if model.is_hybrid or model.is_attention_free:

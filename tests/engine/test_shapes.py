@@ -35,7 +35,7 @@ def waves(size: int, seed: int, number: int) -> list[list[Ask]]:
 
 @pytest.mark.parametrize("name", sorted(tiny.SHAPES))
 def test_same_answers(name: str) -> None:
-    """72 prompts a shape here, 288 over all shapes."""
+    """72 prompts of a shape, 64 tokens each; 360 over all shapes."""
     model = str(tiny.ensure(name))
     groups = [*waves(1, 0, 8), *waves(3, 100, 24), *waves(8, 200, 40)]
     with engine(model) as plain:
@@ -61,7 +61,7 @@ def test_same_answers(name: str) -> None:
 def test_small_budgets(flags: dict[str, Any]) -> None:
     """Chunked prefill beside trees, and requests that are thrown out and computed again."""
     model = str(tiny.ensure("llama-gqa"))
-    settings = {"max_model_len": 300, "max_num_seqs": 8, **flags}
+    settings = {"max_model_len": 256, "max_num_seqs": 8, **flags}
     asks = [Ask(a.prompt, SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.0), a.arrives)
             for a in random_asks(8, 7, (20, 180))]  # fmt: skip
     preempted = []
