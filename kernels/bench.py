@@ -98,13 +98,9 @@ def main() -> None:
     parser.add_argument("--quantile", type=float, default=0.5)
     args = parser.parse_args()
     flush = torch.zeros(24 << 20)
-    print(
-        f"{args.layers} layers of {args.heads}/{args.kv_heads} heads x {args.dim}, block {args.block}, ",
-        end="",
-    )
-    print(
-        f"{torch.get_num_threads()} threads, backend {backend()}; ms for all layers, quantile {args.quantile} of {args.rounds} rounds"
-    )
+    print(f"{args.layers} layers of {args.heads}/{args.kv_heads} heads x {args.dim}, block {args.block}, ", end="")
+    print(f"{torch.get_num_threads()} threads, backend {backend()}; ms for all layers, ", end="")
+    print(f"quantile {args.quantile} of {args.rounds} rounds")
     print("| dtype | ctx | rows | stock | tree | ratio |\n|---|---|---|---|---|---|")
     for dtype in args.dtype:
         for ctx in args.ctx:

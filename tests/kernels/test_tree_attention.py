@@ -40,7 +40,7 @@ def tree(rows: int) -> list[int]:
 
 def options(heads: int, names: str) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(heads)
-    every = {
+    every: dict[str, dict[str, Any]] = {
         "window": {"sliding_window": 40},
         "softcap": {"softcap": 5.0},
         "sinks": {"sinks": torch.randn(heads, generator=generator)},
