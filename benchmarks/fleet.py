@@ -101,26 +101,21 @@ class Fleet:
 
     def __init__(self, members: dict[str, Member]) -> None:
         self.members = members
-        self._running: Member | None = None
 
     def generate(self, key: str, asks: Sequence[Ask], in_flight: int) -> Turn:
         turn: Turn = self.turn_of(key).call("generate", asks, in_flight)
         return turn
 
     def turn_of(self, key: str) -> Member:
-        """Let this one run and nobody else."""
-        member = self.members[key]
-        if member is not self._running:
-            self.rest()
-            member.signal(signal.SIGCONT)
-            self._running = member
-        return member
+        """Let this one run and nobody else, from rest: two turns in a row begin as two of different engines do."""
+        self.rest()
+        self.members[key].signal(signal.SIGCONT)
+        return self.members[key]
 
     def rest(self) -> None:
         """Nobody runs."""
         for member in self.members.values():
             member.signal(signal.SIGSTOP)
-        self._running = None
 
     def idle_share(self, seconds: float = 1.0) -> float:
         """Cores that the resting engines use: must be 0."""
@@ -145,6 +140,9 @@ class Fleet:
 def running(specs: Iterable[EngineSpec], say: Callable[[str], None]) -> Iterator[Fleet]:
     """Start the engines one after the other (each compiles), stop all of them at the end, whatever happens."""
     members: dict[str, Member] = {}
+    # vLLM's processes are ended before they give their shared memory back; Python's tracker does it, and would say so.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that engines are ended then, too
     with tempfile.TemporaryDirectory(prefix="thriftree-bench-", ignore_cleanup_errors=True) as folder:
         try:
             for spec in {spec.key: spec for spec in specs}.values():
@@ -158,3 +156,4 @@ def running(specs: Iterable[EngineSpec], say: Callable[[str], None]) -> Iterator
         finally:
             for member in members.values():
                 member.close()
+            signal.signal(signal.SIGTERM, before)
