@@ -20,8 +20,8 @@ NOTES = (
     "wall vs off: seconds per token of plain vLLM over this method's, median over prompts, same prompts in turns. "
     "Spread: 10-90 percentile over prompts in a category, 95 % bootstrap interval over all. tokens/step counts the "
     "prefill as a step, decode does not. CPU: all processes of the engine, with prefill and polling. "
-    "differ: answers that are not token by token those of plain vLLM. off_again: plain vLLM a second time, what noise makes "
-    "of 1.00; tree_off: our engine with speculation off in the request."
+    "differ: answers that are not token by token those of plain vLLM. off_again: plain vLLM a second time, what noise "
+    "makes of 1.00; tree_off: our engine with speculation off in the request."
 )
 
 
