@@ -6,6 +6,7 @@ A step without drafts is the stock op, untouched. In a step with trees the tree 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,7 +20,8 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from thriftree.kernels.tree_attention import Plan, prepare
+from thriftree.kernels.tree_attention import Plan, layout, prepare
+from thriftree.kernels.tree_attention.commit import Committer
 from thriftree.plugins.engine.step import TreeStep
 
 
@@ -51,10 +53,7 @@ class TreeMetadataBuilder(CPUAttentionMetadataBuilder):
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        if self.isa not in ("vec", "vec16"):
-            # The tree kernel reads the plain layouts; packed ones (AMX tiles) are for the stock op alone.
-            self.isa = "vec" if self.head_dim % 32 == 0 else "vec16"
-            self._set_isa_to_layers(layer_names)
+        layout.check(self.isa, self.dtype, self.head_dim, self.block_size, self.kv_cache_dtype)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -76,6 +75,7 @@ class TreeMetadataBuilder(CPUAttentionMetadataBuilder):
             ancestors=torch.from_numpy(step.ancestors),
             depth=torch.from_numpy(step.depth),
             row_count=torch.from_numpy(step.tree_rows).int(),
+            isa=self.isa,
         )
         metadata = TreeMetadata(**{f.name: getattr(stock, f.name) for f in fields(CPUAttentionMetadata)})
         # What the runner and the cache update read is the whole step's.
@@ -154,8 +154,7 @@ class TreeImpl(CPUAttentionBackendImpl):
             prompt = replace(attn_metadata, plan=None, num_actual_tokens=len(rows))
             super().forward(layer, query[rows], key[rows], value[rows], kv_cache, prompt, part)
             output[rows] = part
-        blocks, kv_heads, block, _ = kv_cache.size()
-        key_cache, value_cache = kv_cache.view((blocks, kv_heads, block * 2, -1)).chunk(2, dim=2)
+        key_cache, value_cache = _halves(kv_cache)
         attn_metadata.plan.run(
             query,
             key,
@@ -174,8 +173,24 @@ class TreeImpl(CPUAttentionBackendImpl):
         self.stash = (key[attn_metadata.node_rows], value[attn_metadata.node_rows])
         return output
 
-    def commit(self, layer: Any, nodes: Tensor, slots: Tensor) -> None:
+
+class GroupCommit:
+    """The layers of one KV cache group: their accepted drafts go to the cache in one call."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        owners = [layer for layer in layers if layer.kv_sharing_target_layer_name is None]
+        self._impls: list[TreeImpl] = [layer.impl for layer in owners]
+        caches = [_halves(layer.kv_cache) for layer in owners]
+        self._commit = Committer([key for key, _ in caches], [value for _, value in caches], owners[0].isa)
+
+    def __call__(self, nodes: Tensor, slots: Tensor) -> None:
         """Write the stashed keys and values of `nodes` (counted over the step's draft nodes) to their `slots`."""
-        assert self.stash is not None
-        key, value = self.stash
-        self.do_kv_cache_update(layer, key[nodes], value[nodes], layer.kv_cache, slots)
+        stashes = [impl.stash for impl in self._impls if impl.stash is not None]
+        self._commit([key for key, _ in stashes], [value for _, value in stashes], nodes, slots)
+
+
+def _halves(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer's cache, as vLLM's CPU ops take them."""
+    blocks, kv_heads, block, _ = kv_cache.size()
+    key_cache, value_cache = kv_cache.view((blocks, kv_heads, block * 2, -1)).chunk(2, dim=2)
+    return key_cache, value_cache

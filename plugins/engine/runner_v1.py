@@ -18,7 +18,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from thriftree.plugins.engine.cpu_attention import TreeBackend, TreeImpl, TreeMetadataBuilder
+from thriftree.plugins.engine.cpu_attention import GroupCommit, TreeBackend, TreeMetadataBuilder
 from thriftree.plugins.engine.proposer import TreeProposer
 from thriftree.plugins.engine.step import TreeStep, plan_step
 from thriftree.plugins.engine.tree_tokens import TreeTokens, as_tree
@@ -47,6 +47,7 @@ class TreeRunnerMixin(Base):
         # apply them. A level of a tree is a plain sampler call, so all of them hold here.
         with patch.object(gpu_model_runner, "build_logitsprocs", _all_processors):
             super().__init__(*args, **kwargs)
+        self._commits: list[GroupCommit] = []
 
     @property
     def proposer(self) -> TreeProposer:
@@ -145,12 +146,12 @@ class TreeRunnerMixin(Base):
         if not nodes:
             return
         taken, targets = torch.tensor(nodes, device=self.device), torch.tensor(first, device=self.device)
-        layers = self.compilation_config.static_forward_context
-        for group, slots in zip(self.kv_cache_config.kv_cache_groups, self._draft_slots, strict=True):
-            for name in group.layer_names:
-                layer = layers[name]
-                if isinstance(layer.impl, TreeImpl) and layer.kv_sharing_target_layer_name is None:
-                    layer.impl.commit(layer, taken, slots[targets])
+        if not self._commits:
+            layers = self.compilation_config.static_forward_context
+            groups = self.kv_cache_config.kv_cache_groups
+            self._commits = [GroupCommit([layers[name] for name in group.layer_names]) for group in groups]
+        for commit, slots in zip(self._commits, self._draft_slots, strict=True):
+            commit(taken, slots[targets])
 
     # 5. Book-keeping: a CPU generator has no offset to rewind, and verification did not advance these anyway.
     def _bookkeeping_sync(self, *args: Any, **kwargs: Any) -> Any:

@@ -110,7 +110,6 @@ def test_completions(client: Any) -> None:
     saved(chunks[-1].usage)
 
 
-@pytest.mark.xfail(reason="the engine client does not see requests with n > 1 (it fans them out by another way)")
 def test_several_choices_are_summed(client: Any) -> None:
     answer = ask(client, PROMPTS[0], tokens=8, n=2, temperature=0.8, seed=1)
     assert len(answer.choices) == 2
