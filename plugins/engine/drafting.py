@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class Drafting:
 def drafting_of(state: Any, options: SpeculationOptions, cap: int, fresh: int) -> Drafting:
     """Read a runner's cached request state (its last `fresh` output tokens are this step's) and its contract."""
     params = state.sampling_params
-    contract = ((params.extra_args or {}).get(EXTRA_ARGS_KEY) or {}) if params is not None else {}
+    contract = read_contract((params.extra_args or {}).get(EXTRA_ARGS_KEY, {})) if params is not None else {}
     asked = contract.get("speculation", "auto")
     chosen = asked if isinstance(asked, dict) else {}
     prompt = list(state.prompt_token_ids or ())
@@ -61,14 +62,31 @@ def drafting_of(state: Any, options: SpeculationOptions, cap: int, fresh: int) -
     )
 
 
-def check_contract(contract: Any) -> None:
+def read_contract(given: Any) -> Any:
+    """A contract as the gateway hands it over, or as text: a stock server's ``vllm_xargs`` allows no objects.
+
+    Raises:
+        ValueError: text that is neither 'auto' nor 'off' nor JSON.
+    """
+    if not isinstance(given, str):
+        return given
+    if given in ("auto", "off"):
+        return {"speculation": given}
+    try:
+        return json.loads(given)
+    except ValueError:
+        raise ValueError(f"thriftree must be 'auto', 'off' or a JSON object, not {given!r}") from None
+
+
+def check_contract(given: Any) -> None:
     """What a client of a stock server may put into ``vllm_xargs`` under our key.
 
     Raises:
         ValueError: the message names the field.
     """
+    contract = read_contract(given)
     if not isinstance(contract, Mapping):
-        raise ValueError("thriftree must be an object such as {'speculation': 'off'}")
+        raise ValueError("thriftree must be 'auto', 'off' or an object such as {'speculation': 'off'}")
     unknown = contract.keys() - {"speculation", "tenant"}
     if unknown:
         raise ValueError(f"thriftree has no field {', '.join(sorted(map(str, unknown)))}")

@@ -101,7 +101,9 @@ def test_refused_by_name(flags: dict[str, Any], named: str) -> None:
 @pytest.mark.parametrize(
     ("contract", "named"),
     [
-        ("off", "must be an object"),
+        ("sometimes", "must be 'auto', 'off' or a JSON object"),
+        ("[1]", "must be 'auto', 'off' or an object"),
+        ('{"speculation": {"method": "oracle"}}', "oracle"),
         ({"speculation": {"method": "oracle"}}, "oracle"),
         ({"speculation": {"max_nodes": 0}}, "thriftree.speculation.max_nodes"),
         ({"speculation": "sometimes"}, "thriftree.speculation"),
@@ -124,6 +126,7 @@ def small() -> Any:
             running.run([Ask([1, 2, 3], params)])
 
         yield ask
-        fine = SamplingParams(max_tokens=2, extra_args={"thriftree": {"speculation": {"method": "suffix"}}})
-        answers = running.run([Ask([1, 2, 3], fine)])
-        assert answers[0] is not None and len(answers[0].tokens[0]) == 2, "nothing else was disturbed"
+        wishes = ({"speculation": {"method": "suffix"}}, '{"speculation": {"method": "suffix"}}', "off")
+        fine = [SamplingParams(max_tokens=2, extra_args={"thriftree": wish}) for wish in wishes]
+        answers = running.run([Ask([1, 2, 3], params) for params in fine])
+        assert all(a is not None and len(a.tokens[0]) == 2 for a in answers), "nothing else was disturbed"
