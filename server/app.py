@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp
 
 from thriftree.server.errors import ApiError
+from thriftree.server.middleware.body_limit import BodyLimit
 from thriftree.server.middleware.contract import Contract
 from thriftree.server.middleware.errors import OneErrorShape, bug
 from thriftree.server.middleware.metrics import CountRequests
@@ -23,7 +24,9 @@ def build(settings: Settings, state: GatewayState) -> ASGIApp:
     core.add_exception_handler(Exception, _answer)  # and raised again, for `OneErrorShape` to log
     core.include_router(router(state))
     core.mount("/", EngineMount(state))
-    app: ASGIApp = Contract(core, lambda: state.capabilities, state.metrics, settings.limits.max_body_bytes)
+    app: ASGIApp = Contract(core, lambda: state.capabilities, state.metrics)
+    limits = settings.limits
+    app = BodyLimit(app, state.metrics, limits.max_body_bytes, limits.body_seconds)
     app = ClosedRoutes(app, settings.routes.allow)
     app = OneErrorShape(app)
     app = CountRequests(app, state.metrics)

@@ -42,7 +42,7 @@ def serve_help() -> int:
     parser = argparse.ArgumentParser(
         prog="thriftree serve",
         usage="thriftree serve [MODEL] [--thrift PROFILE] [--config FILE] [any flag of `vllm serve`]",
-        epilog="Every setting is also an environment variable (THRIFTREE_LIMITS__DRAIN_SECONDS=5) and a YAML key. "
+        epilog="Every setting is also an environment variable (THRIFTREE_DRAIN_TIMEOUT=5) and a YAML key. "
         "All other flags go to vLLM: --host, --port, --dtype, --max-model-len, ... "
         "(`vllm serve --help=all` or vLLM's documentation lists them).",
     )

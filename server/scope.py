@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import Scope
+
+from thriftree.plugins.engine.contract_var import Report
+from thriftree.server.principal import ANYONE, Principal
+
+if TYPE_CHECKING:
+    from thriftree.server.body import Body
 
 _KEY = "thriftree"
 
 
 @dataclass(slots=True)
 class RequestInfo:
-    """One HTTP request: who, which route, and whether the client left early."""
+    """One HTTP request: who, which route, its body, whether the client left early, and what the engine counted."""
 
     request_id: str
     route: str = "other"
-    tenant: str = "default"
+    principal: Principal = ANYONE
     left: bool = False
+    body: Body | None = None  # set by `body_limit`, for routes that have one
+    prompt_tokens: int = 0  # as estimated or counted before the engine, for quota and admission
+    report: Report = field(default_factory=Report)  # the engine's own counts, which grow while it answers
+
+    @property
+    def tenant(self) -> str:
+        return self.principal.tenant
 
 
 def info(scope: Scope) -> RequestInfo:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -22,64 +22,10 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from thriftree.plugins.speculative import registry
 from thriftree.server.errors import StartError
+from thriftree.server.sections import Admission, Auth, Deadlines, Limits, Quotas, Remote, Routes, Speculation
 
 Profile = Literal["off", "exact", "balanced", "max"]
-
-
-class Routes(BaseModel):
-    """Which routes are open."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    allow: Annotated[list[str], NoDecode] = Field(
-        default=[], description="more routes of vLLM to open, e.g. /tokenize,/v1/score"
-    )
-
-    @field_validator("allow", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """Flags and the environment give one text with commas."""
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-    @field_validator("allow")
-    @classmethod
-    def _paths(cls, value: list[str]) -> list[str]:
-        for route in value:
-            if not route.startswith("/"):
-                raise ValueError(f"a route starts with a slash, {route!r} does not")
-        return value
-
-
-class Speculation(BaseModel):
-    """Defaults and caps of token-tree speculation; the engine's options under the same names."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    method: str = Field(default="auto", description="method of requests that name none (see `thriftree methods`)")
-    max_nodes: int = Field(
-        default=16, ge=1, le=1024, description="tree nodes per step: a request's default and its cap"
-    )
-    memory_mib: int = Field(default=64, ge=1, description="memory for all drafters' state, in MiB")
-    adaptive: bool = Field(default=True, description="let measured step cost choose the nodes; false: always max_nodes")
-    seed_share: float = Field(default=0.125, ge=0, le=1, description="share of a prompt's rows that teach the drafter")
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, method: str) -> str:
-        if method not in registry.names():
-            raise ValueError(f"unknown method {method!r}, expected one of {', '.join(registry.names())}")
-        return method
-
-
-class Limits(BaseModel):
-    """What a client may cost."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    max_body_bytes: int = Field(default=64 << 20, ge=1024, description="largest request body, in bytes")
-    drain_seconds: int = Field(default=20, ge=0, description="seconds that running answers get after SIGTERM")
 
 
 class Settings(BaseSettings):
@@ -95,10 +41,33 @@ class Settings(BaseSettings):
     speculation: Speculation = Speculation()
     routes: Routes = Routes()
     limits: Limits = Limits()
+    auth: Auth = Auth()
+    quotas: Quotas = Quotas()
+    admission: Admission = Admission()
+    deadlines: Deadlines = Deadlines()
+    engine: Annotated[list[str], NoDecode] = Field(
+        default=[], description="URL of a running server to stand in front of, instead of an engine here; repeatable"
+    )
+    remote: Remote = Remote()
+    drain_timeout: float = Field(default=30, ge=0, description="seconds that running answers get after SIGTERM")
     log_file: str | None = Field(
         default=None, description="where the engine's log goes; - for standard error (default: the cache folder)"
     )
     vllm: dict[str, Any] = Field(default={}, description="flags of `vllm serve` as JSON (meant for YAML)")
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _urls(cls, value: Any) -> Any:
+        """The environment gives one text with commas."""
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("engine")
+    @classmethod
+    def _http(cls, value: list[str]) -> list[str]:
+        for url in value:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"an engine is http://host:port, {url!r} is not")
+        return [url.rstrip("/") for url in value]
 
     @field_validator("thrift", mode="before")
     @classmethod
@@ -137,7 +106,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for path, field in leaves():
         flag = "--" + "-".join(path).replace("_", "-")
         values = "|".join(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else "VALUE"
-        group.add_argument(flag, dest=".".join(path), metavar=values, help=field.description)
+        many = {"action": "append"} if path == ("engine",) else {}
+        group.add_argument(flag, dest=".".join(path), metavar=values, help=field.description, **many)
 
 
 def load(argv: Sequence[str]) -> tuple[Settings, list[str]]:

@@ -6,18 +6,14 @@ it does not know). The resolved contract travels in a context variable of the ta
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from thriftree.plugins.engine.contract_var import CURRENT, Report, RequestContract
 from thriftree.server.contract import Capabilities, method_of, resolve
-from thriftree.server.errors import ApiError
 from thriftree.server.metrics import Metrics
 from thriftree.server.middleware.amend import Amender
-from thriftree.server.middleware.body import ClientLeft, read, replay
 from thriftree.server.scope import info, path_of
 from thriftree.server.usage import member
 
@@ -26,46 +22,26 @@ ROUTES = {"/v1/chat/completions": 1, "/v1/completions": 1, "/v1/responses": 2, "
 
 
 class Contract:
-    def __init__(
-        self, app: ASGIApp, capabilities: Callable[[], Capabilities], metrics: Metrics, max_body_bytes: int
-    ) -> None:
-        self.app, self.capabilities, self.metrics, self.limit = app, capabilities, metrics, max_body_bytes
+    def __init__(self, app: ASGIApp, capabilities: Callable[[], Capabilities], metrics: Metrics) -> None:
+        self.app, self.capabilities, self.metrics = app, capabilities, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or (path := path_of(scope)) not in ROUTES:
             return await self.app(scope, receive, send)
         request = info(scope)
-        try:
-            body = await read(scope, receive, self.limit)
-        except ClientLeft:
-            request.left = True
-            return
-        except ApiError:
-            self.metrics.bound(self.metrics.rejected, "body_too_large").inc()
-            raise
-        thrift = resolve(thrift_of(body), self.capabilities())
+        assert request.body is not None  # `body_limit` is above
+        thrift = resolve(await request.body.field("thrift"), self.capabilities())
         method = method_of(thrift)
-        contract = RequestContract(thrift=thrift, tenant=request.tenant)
+        contract = RequestContract(thrift=thrift, tenant=request.tenant, report=request.report)
         depth = ROUTES[path]
         if depth is not None:
             send = Amender(send, lambda: _addition(contract.report, method), depth)
         token = CURRENT.set(contract)
         try:
-            await self.app(scope, replay(body, receive), send)
+            await self.app(scope, receive, send)
         finally:
             CURRENT.reset(token)
             self.metrics.count_report(contract.report, method, request.tenant)
-
-
-def thrift_of(body: bytes) -> Any:
-    """The body's top-level `thrift`; None where there is none (and where vLLM will complain about the body itself)."""
-    if b'"thrift"' not in body:
-        return None
-    try:
-        parsed = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return parsed.get("thrift") if isinstance(parsed, dict) else None
 
 
 def _addition(report: Report, method: str | None) -> bytes | None:

@@ -20,14 +20,14 @@ def test_defaults_and_the_rest_goes_to_vllm() -> None:
 def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "thriftree.yaml"
     file.write_text(
-        "thrift: off\nspeculation: {max_nodes: 8}\nlimits: {max_body_bytes: 2048, drain_seconds: 7}\n"
+        "thrift: off\nspeculation: {max_nodes: 8}\nlimits: {max_body_bytes: 2048}\ndrain_timeout: 7\n"
         "routes: {allow: [/tokenize]}\nvllm: {max-model-len: 512}\n"
     )
     monkeypatch.setenv("THRIFTREE_LIMITS__MAX_BODY_BYTES", "4096")
     monkeypatch.setenv("THRIFTREE_CACHE", str(tmp_path))  # not a setting, and no mistake either
-    flags = ["--config", str(file), "--limits-drain-seconds", "3", "--routes-allow", "/a,/b"]
+    flags = ["--config", str(file), "--drain-timeout", "3", "--routes-allow", "/a,/b"]
     ours, rest = settings.load(flags)
-    assert (ours.limits.drain_seconds, ours.limits.max_body_bytes) == (3, 4096)
+    assert (ours.drain_timeout, ours.limits.max_body_bytes) == (3, 4096)
     assert (ours.routes.allow, ours.speculation.max_nodes, ours.vllm) == (["/a", "/b"], 8, {"max-model-len": 512})
     assert ours.thrift == "off" and rest == []
 
@@ -50,7 +50,7 @@ def test_an_unknown_setting_in_the_environment_is_refused(monkeypatch: pytest.Mo
     ("argv", "names"),
     [
         (["--thrift", "fast"], "thrift"),
-        (["--limits-drain-seconds", "soon"], "limits.drain_seconds"),
+        (["--drain-timeout", "soon"], "drain_timeout"),
         (["--speculation-max-nodes", "0"], "speculation.max_nodes"),
         (["--speculation-method", "eagle9"], "speculation.method"),
         (["--vllm", "{"], "--vllm"),

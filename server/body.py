@@ -1,0 +1,88 @@
+"""A request's body: read once, within bounds of size and time, parsed at most once, for whichever layer needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from time import monotonic
+from typing import Any
+
+from starlette.types import Message, Receive, Scope
+
+from thriftree.server.errors import ApiError
+from thriftree.server.scope import header
+
+
+class ClientLeft(Exception):
+    """The connection closed before the body was whole."""
+
+
+class Body:
+    """Stands between the server's `receive` and the layers; an ASGI `receive` itself."""
+
+    def __init__(self, scope: Scope, receive: Receive, limit: int, seconds: float) -> None:
+        self._receive, self._limit, self._seconds = receive, limit, seconds
+        self._data: bytes | None = None
+        self._played = False
+        self._parsed: Any = self  # itself: not parsed yet
+        declared = header(scope["headers"], b"content-length")
+        if declared is not None and declared.isdigit() and int(declared) > limit:
+            raise _too_large(limit)
+
+    async def read(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            ApiError: 413 beyond the limit, 408 when it does not arrive in time.
+            ClientLeft: there is nobody to answer.
+        """
+        if self._data is None:
+            chunks: list[bytes] = []
+            size, until = 0, monotonic() + self._seconds
+            more = True
+            while more:
+                try:
+                    message = await asyncio.wait_for(self._receive(), until - monotonic())
+                except TimeoutError:
+                    why = f"the request body did not arrive within {self._seconds:g} s"
+                    raise ApiError(408, "body_timeout", why, headers={"Connection": "close"}) from None
+                if message["type"] == "http.disconnect":
+                    raise ClientLeft
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > self._limit:
+                    raise _too_large(self._limit)
+                chunks.append(chunk)
+                more = message.get("more_body", False)
+            self._data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return self._data
+
+    async def parsed(self) -> Any:
+        """The body as JSON, or None where it is none: vLLM words that complaint best."""
+        if self._parsed is self:
+            try:
+                self._parsed = json.loads(await self.read())
+            except (ValueError, RecursionError):
+                self._parsed = None
+        return self._parsed
+
+    async def field(self, name: str) -> Any:
+        """A top-level member of the body; without parsing where the body does not hold the word."""
+        if f'"{name}"'.encode() not in await self.read():
+            return None
+        parsed = await self.parsed()
+        return parsed.get(name) if isinstance(parsed, dict) else None
+
+    async def __call__(self) -> Message:
+        """The body once, then whatever the server says: that is how a disconnect is heard."""
+        if self._played:
+            return await self._receive()
+        data = await self.read()
+        self._played = True
+        return {"type": "http.request", "body": data, "more_body": False}
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        413, "body_too_large", f"the request body is larger than {limit} bytes", headers={"Connection": "close"}
+    )
