@@ -1,4 +1,4 @@
-"""Bounds what a body may cost in bytes and seconds; gives the layers below the one reader of it (`info(scope).body`)."""
+"""Bounds what a body may cost in bytes and seconds; the layers below find its one reader in `info(scope).body`."""
 
 from __future__ import annotations
 
