@@ -68,7 +68,7 @@ def check(names: Sequence[str]) -> None:
 def tree_flags() -> dict[str, Any]:
     """The engine flags that `thriftree serve` sets in its default profile."""
     from thriftree.plugins.engine import launch
-    from thriftree.server.settings import Speculation
+    from thriftree.server.sections import Speculation
 
     args = argparse.Namespace(speculative_config=None, additional_config=None)
     launch.configure(args, Speculation().model_dump())

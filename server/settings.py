@@ -106,7 +106,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for path, field in leaves():
         flag = "--" + "-".join(path).replace("_", "-")
         values = "|".join(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else "VALUE"
-        many = {"action": "append"} if path == ("engine",) else {}
+        many: dict[str, Any] = {"action": "append"} if path == ("engine",) else {}
         group.add_argument(flag, dest=".".join(path), metavar=values, help=field.description, **many)
 
 
