@@ -30,11 +30,14 @@ class Metrics:
         self.rejected = Counter("rejected", "Requests refused before the engine", ["reason"], **made)
         self.draft_tokens = Counter("draft_tokens", "Tokens drafted and verified", ["method"], **made)
         self.accepted_tokens = Counter("accepted_tokens", "Drafted tokens accepted", ["method"], **made)
+        self.steps = Counter("steps", "Forward passes that produced completion tokens", ["method"], **made)
+        self.completion_tokens = Counter("completion_tokens", "Completion tokens of those passes", ["method"], **made)
         self.tokens_per_step = Histogram(
             "tokens_per_step", "Completion tokens per forward pass, per request", buckets=_STEPS, **made
         )
         self.tree_nodes = Gauge("tree_nodes", "Drafted nodes per step in the last finished request", **made)
         self.drafter_state_bytes = Gauge("drafter_state_bytes", "Memory of all drafters' state", **made)
+        self.ready = Gauge("ready", "1 while the server takes requests, 0 while it starts or drains", **made)
         self.tenant_tokens = Counter("tenant_tokens", "Tokens in and out", ["tenant", "kind"], **made)
 
     def bound(self, metric: Any, *labels: str) -> Any:
@@ -52,6 +55,8 @@ class Metrics:
         self.tokens_per_step.observe(report.completion_tokens / report.steps)
         self.bound(self.tenant_tokens, tenant, "prompt").inc(report.prompt_tokens)
         self.bound(self.tenant_tokens, tenant, "completion").inc(report.completion_tokens)
+        self.bound(self.steps, method or "none").inc(report.steps)
+        self.bound(self.completion_tokens, method or "none").inc(report.completion_tokens)
         if method is not None:
             self.tree_nodes.set(report.drafted / report.steps)
             self.bound(self.draft_tokens, method).inc(report.drafted)

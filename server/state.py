@@ -28,6 +28,7 @@ class GatewayState:
 
     def __post_init__(self) -> None:
         self.drafter_stats = DrafterStats(self.metrics)
+        self.metrics.ready.set_function(lambda: float(self.phase == "ready"))
 
     def require_ready(self) -> ASGIApp:
         """vLLM's app, or a 503 that says when to come back."""
