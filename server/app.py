@@ -22,9 +22,11 @@ def build(settings: Settings, state: GatewayState) -> ASGIApp:
     core = FastAPI(title="thriftree", docs_url=None, redoc_url=None, openapi_url=None)
     core.add_exception_handler(ApiError, _answer)
     core.add_exception_handler(Exception, _answer)  # and raised again, for `OneErrorShape` to log
-    core.include_router(router(state))
+    core.include_router(router(state, methods=not settings.engine))
     core.mount("/", EngineMount(state))
-    app: ASGIApp = Contract(core, lambda: state.capabilities, state.metrics)
+    app: ASGIApp = core
+    if not settings.engine:  # engines elsewhere resolve the contract, and may know methods that we do not
+        app = Contract(app, lambda: state.capabilities, state.metrics)
     limits = settings.limits
     app = BodyLimit(app, state.metrics, limits.max_body_bytes, limits.body_seconds)
     app = ClosedRoutes(app, settings.routes.allow)

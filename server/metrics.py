@@ -27,7 +27,17 @@ class Metrics:
             buckets=_SECONDS,
             **made,
         )
+        self.quota_store_errors = Counter(
+            "quota_store_errors", "Operations of the quota store that failed", ["store"], **made
+        )
         self.rejected = Counter("rejected", "Requests refused before the engine", ["reason"], **made)
+        self.queue_depth = Gauge("queue_depth", "Requests that wait for the engine", **made)
+        self.queue_tokens = Gauge("queue_tokens", "Prompt and completion tokens that wait, as estimated", **made)
+        self.running = Gauge("running", "Requests in the engine, as the gate counts them", **made)
+        self.queue_wait_seconds = Histogram(
+            "queue_wait_seconds", "Wait for the engine of requests that got in", buckets=_SECONDS, **made
+        )
+        self.deadline_exceeded = Counter("deadline_exceeded", "Requests ended by a deadline", ["deadline"], **made)
         self.draft_tokens = Counter("draft_tokens", "Tokens drafted and verified", ["method"], **made)
         self.accepted_tokens = Counter("accepted_tokens", "Drafted tokens accepted", ["method"], **made)
         self.steps = Counter("steps", "Forward passes that produced completion tokens", ["method"], **made)
@@ -39,6 +49,15 @@ class Metrics:
         self.drafter_state_bytes = Gauge("drafter_state_bytes", "Memory of all drafters' state", **made)
         self.ready = Gauge("ready", "1 while the server takes requests, 0 while it starts or drains", **made)
         self.tenant_tokens = Counter("tenant_tokens", "Tokens in and out", ["tenant", "kind"], **made)
+        self.upstream_up = Gauge("upstream_up", "1 while the engine of --engine takes requests", ["engine"], **made)
+        self.upstream_inflight = Gauge("upstream_inflight", "Requests at the engine", ["engine"], **made)
+        self.upstream_requests = Counter(
+            "upstream_requests", "Requests sent to the engine, retries included", ["engine", "outcome"], **made
+        )
+        self.upstream_retries = Counter("upstream_retries", "Attempts after which another was made", ["reason"], **made)
+        self.upstream_breaker_open = Gauge(
+            "upstream_breaker_open", "1 while the engine is left alone after failures", ["engine"], **made
+        )
 
     def bound(self, metric: Any, *labels: str) -> Any:
         """``metric.labels(*labels)``, kept."""
@@ -50,11 +69,12 @@ class Metrics:
 
     def count_report(self, report: Any, method: str | None, tenant: str) -> None:
         """What the engine counted for one finished (or aborted) request."""
+        if report.prompt_tokens or report.completion_tokens:  # an engine elsewhere may count tokens but no steps
+            self.bound(self.tenant_tokens, tenant, "prompt").inc(report.prompt_tokens)
+            self.bound(self.tenant_tokens, tenant, "completion").inc(report.completion_tokens)
         if not report.steps:
             return
         self.tokens_per_step.observe(report.completion_tokens / report.steps)
-        self.bound(self.tenant_tokens, tenant, "prompt").inc(report.prompt_tokens)
-        self.bound(self.tenant_tokens, tenant, "completion").inc(report.completion_tokens)
         self.bound(self.steps, method or "none").inc(report.steps)
         self.bound(self.completion_tokens, method or "none").inc(report.completion_tokens)
         if method is not None:

@@ -12,8 +12,8 @@ from thriftree.server.methods import table
 from thriftree.server.state import GatewayState
 
 
-def router(state: GatewayState) -> APIRouter:
-    """Health, readiness, metrics and the method table of this gateway."""
+def router(state: GatewayState, methods: bool = True) -> APIRouter:
+    """Health, readiness, metrics and, unless `methods` are those of engines elsewhere, the method table."""
     routes = APIRouter()
 
     @routes.get("/health", summary="Alive: answers from the first second on")
@@ -30,8 +30,10 @@ def router(state: GatewayState) -> APIRouter:
         await state.drafter_stats.sample()
         return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
-    @routes.get("/v1/thrift/methods", summary="Methods, and which of them this server has")
-    async def methods() -> dict[str, Any]:
+    async def method_table() -> dict[str, Any]:
         return {"object": "list", "methods": table(state.capabilities)}
 
+    if methods:
+        summary = "Methods, and which of them this server has"
+        routes.add_api_route("/v1/thrift/methods", method_table, methods=["GET"], summary=summary)
     return routes

@@ -29,6 +29,10 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop takes both over
     try:
         ours, rest = settings.load(argv)
+        if ours.engine:
+            from thriftree.server.remote import serving
+
+            return serving.main(ours, rest, console)
         plan = prepare(ours, rest, console)
     except (StartError, cache.ZooError) as error:
         if debugging():

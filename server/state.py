@@ -12,8 +12,12 @@ from thriftree.server.drafter_stats import DrafterStats
 from thriftree.server.errors import ApiError
 from thriftree.server.metrics import Metrics
 
-Phase = Literal["starting", "ready", "draining"]
-_WHY = {"starting": "the model is still loading; try again soon", "draining": "the server is stopping"}
+Phase = Literal["starting", "ready", "draining", "no_engine"]  # the last one: none of --engine is up
+_WHY = {
+    "starting": "the model is still loading; try again soon",
+    "draining": "the server is stopping",
+    "no_engine": "no engine can take the request now; try again soon",
+}
 
 
 @dataclass
