@@ -9,7 +9,10 @@ from starlette.types import Send
 
 
 class ApiError(Exception):
-    """An answer that is an error. `code` is for programs, `message` for people, `param` names the field."""
+    """An answer that is an error.
+
+    `code` is for programs, `message` for people, `param` names the field, `kind` is OpenAI's `type`.
+    """
 
     def __init__(
         self,
@@ -18,14 +21,15 @@ class ApiError(Exception):
         message: str,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        kind: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.param = status, code, message, param
         self.headers = dict(headers or {})
+        self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
 
     def body(self) -> bytes:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
 
     def event(self) -> bytes:

@@ -13,7 +13,7 @@ from thriftree.server.errors import ApiError
 from thriftree.server.scope import header, info
 
 logger = logging.getLogger("thriftree.server")
-_KEPT = (b"allow", b"retry-after", b"www-authenticate")
+_KEPT = (b"allow", b"retry-after", b"www-authenticate", b"x-ratelimit-")  # beginnings of names
 
 
 class OneErrorShape:
@@ -79,7 +79,7 @@ class _Guard:
             await self._send({"type": "http.response.body", "body": bytes(self._body)})
             return
         status = 400 if held["status"] == 422 else held["status"]
-        kept = {k.decode(): v.decode() for k, v in held["headers"] if k.lower() in _KEPT}
+        kept = {k.decode(): v.decode() for k, v in held["headers"] if k.lower().startswith(_KEPT)}
         param = error.get("param") if isinstance(error, dict) else None
         await ApiError(status, _code(status), _message(parsed, status), param, kept).send(self._send)
 

@@ -1,0 +1,60 @@
+"""What a request takes from the token buckets, and what it has cost in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from thriftree.plugins.engine.contract_var import Report
+from thriftree.server.quota.prompt_text import FIELDS, prompts_in
+from thriftree.server.quota.prompt_tokens import PromptCounter, rough
+
+_ASKS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_UNSTATED = 256  # completion tokens taken for a request that names no bound
+_SHARE = 4  # a wish takes at most a quarter of the limit
+_GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    prompt: int = 0
+    completion: int = 0
+    prompts: int = 1
+    field: str | None = None  # where the prompt came from
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.completion
+
+
+async def cost_of(route: str, body: Any, counter: PromptCounter | None, limit: int) -> Cost:
+    """The tokens to take under a limit of so many a minute. A body that is no object costs nothing: vLLM refuses it."""
+    if not isinstance(body, dict):
+        return Cost()
+    prompt = await (counter or rough)(route, body)
+    asked = _asked(body) if route in _GENERATING else 0
+    completion = min(asked, limit // _SHARE, max(0, limit - prompt))
+    return Cost(prompt, completion, prompts_in(body), next((name for name in FIELDS if name in body), None))
+
+
+def spent(cost: Cost, report: Report, answered: bool) -> int:
+    """Tokens to settle for: the engine's own counts, also of a request that was cut off.
+
+    Where the engine counted nothing, an answer (an embedding, say) costs what was counted before it, and an error
+    nothing.
+    """
+    if not report.prompt_tokens and not report.completion_tokens:
+        return cost.prompt if answered else 0
+    # The report knows the prompt of the last choice; of several prompts our own count is the better one.
+    prompt = report.prompt_tokens if cost.prompts == 1 else max(cost.prompt, report.prompt_tokens)
+    return prompt + report.completion_tokens
+
+
+def _asked(body: dict[str, Any]) -> int:
+    """Completion tokens over all choices; values that vLLM will refuse count as absent."""
+    bound = next((value for name in _ASKS if (value := _whole(body.get(name))) is not None), _UNSTATED)
+    return bound * (_whole(body.get("n")) or 1) * prompts_in(body)
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
