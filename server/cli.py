@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
-from thriftree.server.commands import methods_command, serve_help
+from thriftree.server.commands import methods_command, metrics_command, serve_help
 
 _HELP = """usage: thriftree COMMAND ...
 
   serve [MODEL] [flags of `vllm serve`] [--thrift off|exact|balanced|max] [--config FILE]
                        the server; MODEL: a folder or a hub id (default: SmolLM2-135M-Instruct, unpacked once)
+  keys create|list|revoke|tenant
+                       API keys: tenant, caps, quotas
   methods [--json]     the methods of this release
+  metrics              the page of all metrics (docs/metrics.md)
   model prepare|path   the default model
   bench NAME ...       benchmarks
   tune NAME ...        fit the shipped defaults to measurements
@@ -59,7 +62,9 @@ def _version(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
+    "keys": _lazy("thriftree.server.keys.commands"),
     "methods": methods_command,
+    "metrics": metrics_command,
     "model": _model,
     "bench": _lazy("thriftree.benchmarks.cli"),
     "tune": _lazy("thriftree.benchmarks.tune"),

@@ -35,6 +35,15 @@ def methods_command(argv: Sequence[str]) -> int:
     return 0
 
 
+def metrics_command(argv: Sequence[str]) -> int:
+    """``thriftree metrics``."""
+    argparse.ArgumentParser(prog="thriftree metrics", description="docs/metrics.md, from the code.").parse_args(argv)
+    from thriftree.server.metrics_doc import render
+
+    print(render(), end="")
+    return 0
+
+
 def serve_help() -> int:
     """Our flags, and where vLLM's are."""
     from thriftree.server.settings import add_flags
