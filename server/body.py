@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
@@ -23,7 +24,7 @@ class Body:
     def __init__(self, scope: Scope, receive: Receive, limit: int, seconds: float) -> None:
         self._receive, self._limit, self._seconds = receive, limit, seconds
         self._data: bytes | None = None
-        self._played = False
+        self._played = self._left = False
         self._parsed: Any = self  # itself: not parsed yet
         declared = header(scope["headers"], b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limit:
@@ -59,24 +60,52 @@ class Body:
 
     async def parsed(self) -> Any:
         """The body as JSON, or None where it is none: vLLM words that complaint best."""
+        await self.read()
+        return self._json()
+
+    async def field(self, name: str) -> Any:
+        """A top-level member of the body; without parsing where the body does not hold the word."""
+        await self.read()
+        return self.member(name)
+
+    def member(self, name: str) -> Any:
+        """The same of a body that has been read; None before that."""
+        if self._data is None or f'"{name}"'.encode() not in self._data:
+            return None
+        parsed = self._json()
+        return parsed.get(name) if isinstance(parsed, dict) else None
+
+    def _json(self) -> Any:
         if self._parsed is self:
+            assert self._data is not None
             try:
-                self._parsed = json.loads(await self.read())
+                self._parsed = json.loads(self._data)
             except (ValueError, RecursionError):
                 self._parsed = None
         return self._parsed
 
-    async def field(self, name: str) -> Any:
-        """A top-level member of the body; without parsing where the body does not hold the word."""
-        if f'"{name}"'.encode() not in await self.read():
-            return None
-        parsed = await self.parsed()
-        return parsed.get(name) if isinstance(parsed, dict) else None
+    async def gone(self) -> None:
+        """Returns when the client has left; whoever reads on below hears of it too. Cancel it before the app runs."""
+        await self.read()
+        while not self._left:
+            self._left = (await self._receive())["type"] == "http.disconnect"
+
+    async def amend(self, members: Mapping[str, int]) -> int:
+        """Members put at the end of the body, an object, where they win; the rest stays as it came. Its new length."""
+        data, parsed = await self.read(), await self.parsed()
+        encoding = json.detect_encoding(data)
+        if encoding not in ("utf-8", "utf-8-sig"):  # legal JSON, and never seen: but nobody slips through by it
+            data = data.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+        addition = ",".join(f'"{name}":{value}' for name, value in members.items()).encode()
+        head = data.rstrip(b" \t\r\n").removesuffix(b"}")
+        self._data = b"".join((head, b"," if parsed else b"", addition, b"}"))
+        self._parsed = {**parsed, **members}
+        return len(self._data)
 
     async def __call__(self) -> Message:
         """The body once, then whatever the server says: that is how a disconnect is heard."""
         if self._played:
-            return await self._receive()
+            return {"type": "http.disconnect"} if self._left else await self._receive()
         data = await self.read()
         self._played = True
         return {"type": "http.request", "body": data, "more_body": False}

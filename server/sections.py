@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from thriftree.plugins.speculative import registry
+
+
+def split_commas(value: Any) -> Any:
+    """Flags and the environment give one text with commas."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def need_slashes(value: list[str]) -> list[str]:
+    """Every one a path."""
+    for route in value:
+        if not route.startswith("/"):
+            raise ValueError(f"a route starts with a slash, {route!r} does not")
+    return value
 
 
 class Routes(BaseModel):
@@ -20,19 +33,8 @@ class Routes(BaseModel):
         default=[], description="more routes of vLLM to open, e.g. /tokenize,/v1/score"
     )
 
-    @field_validator("allow", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """Flags and the environment give one text with commas."""
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-    @field_validator("allow")
-    @classmethod
-    def _paths(cls, value: list[str]) -> list[str]:
-        for route in value:
-            if not route.startswith("/"):
-                raise ValueError(f"a route starts with a slash, {route!r} does not")
-        return value
+    _list = field_validator("allow", mode="before")(split_commas)
+    _paths = field_validator("allow")(need_slashes)
 
 
 class Speculation(BaseModel):
@@ -72,7 +74,16 @@ class Auth(BaseModel):
 
     database: Path | None = Field(default=None, description="SQLite file of the keys that `thriftree keys` makes")
     keys_file: Path | None = Field(default=None, description="YAML file of keys, for those without a database")
-    open: bool = Field(default=False, description="serve without keys, also beyond loopback")
+    keys: Annotated[list[SecretStr], NoDecode] = Field(
+        default=[], description="keys of the tenant `default`; as THRIFTREE_AUTH__KEYS, flags can be seen by others"
+    )
+    open: bool = Field(default=False, description="where no keys are configured: serve everybody, beyond loopback too")
+    open_routes: Annotated[list[str], NoDecode] = Field(
+        default=[], description="routes that need no key, e.g. /metrics; /health and /ready never need one"
+    )
+
+    _lists = field_validator("keys", "open_routes", mode="before")(split_commas)
+    _paths = field_validator("open_routes")(need_slashes)
 
 
 class Quotas(BaseModel):
@@ -84,6 +95,11 @@ class Quotas(BaseModel):
         default=None, description="SQLite file that keeps quotas over a restart (default: beside the key database)"
     )
     redis: str | None = Field(default=None, description="redis:// URL shared by several replicas")
+    redis_prefix: str = Field(default="thriftree:", description="what the names of all keys in Redis begin with")
+    redis_timeout: float = Field(default=0.1, gt=0, description="seconds that a request waits for Redis")
+    redis_down: Literal["local", "refuse"] = Field(
+        default="local", description="without Redis: each replica counts on its own, or refuses with 503"
+    )
 
 
 class Admission(BaseModel):

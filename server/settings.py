@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     log_file: str | None = Field(
         default=None, description="where the engine's log goes; - for standard error (default: the cache folder)"
     )
+    access_log: str | None = Field(
+        default=None, description="file for one JSON line per request; - for standard output (default: none)"
+    )
     vllm: dict[str, Any] = Field(default={}, description="flags of `vllm serve` as JSON (meant for YAML)")
 
     @field_validator("engine", mode="before")

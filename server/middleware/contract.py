@@ -11,9 +11,10 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from thriftree.plugins.engine.contract_var import CURRENT, Report, RequestContract
-from thriftree.server.contract import Capabilities, method_of, resolve
+from thriftree.server.contract import Capabilities, method_of
 from thriftree.server.metrics import Metrics
 from thriftree.server.middleware.amend import Amender
+from thriftree.server.permits import resolve_for
 from thriftree.server.scope import info, path_of
 from thriftree.server.usage import member
 
@@ -30,8 +31,8 @@ class Contract:
             return await self.app(scope, receive, send)
         request = info(scope)
         assert request.body is not None  # `body_limit` is above
-        thrift = resolve(await request.body.field("thrift"), self.capabilities())
-        method = method_of(thrift)
+        thrift = resolve_for(await request.body.field("thrift"), self.capabilities(), request.principal.caps)
+        method = request.report.method = method_of(thrift)
         contract = RequestContract(thrift=thrift, tenant=request.tenant, report=request.report)
         depth = ROUTES[path]
         if depth is not None:

@@ -1,0 +1,1 @@
+"""API keys: where they are kept, what they are, and who holds one."""
