@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import Scope
@@ -28,6 +29,7 @@ class RequestInfo:
     body: Body | None = None  # set by `body_limit`, for routes that have one
     prompt_tokens: int = 0  # as estimated or counted before the engine, for quota and admission
     report: Report = field(default_factory=Report)  # the engine's own counts, which grow while it answers
+    arrived: float = field(default_factory=monotonic)
 
     @property
     def tenant(self) -> str:
