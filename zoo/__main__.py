@@ -47,7 +47,7 @@ def _ensure(name: str, source: Path | None) -> Path:
 
 
 def _lines() -> list[str]:
-    models = cache.root() / "models"
+    models = cache.models()
     rows = [(smollm2.NAME, "the default", smollm2.path())]
     rows += [(name, f"tiny, random: {shape.summary}", models / f"tiny-{name}") for name, shape in tiny.SHAPES.items()]
     return [f"{name:22} {'ready' if (at / cache.STAMP).exists() else '-':6} {what}" for name, what, at in rows]

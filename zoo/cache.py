@@ -31,6 +31,11 @@ def root() -> Path:
     return Path(os.environ.get("THRIFTREE_CACHE") or Path.home() / ".cache" / "thriftree").expanduser()
 
 
+def models() -> Path:
+    """Where models are unpacked: ``$THRIFTREE_MODELS`` (a folder of an image, say), or ``models`` in the cache."""
+    return Path(os.environ.get("THRIFTREE_MODELS") or root() / "models").expanduser()
+
+
 def require_space(folder: Path, need: int) -> None:
     """Refuse before the work, not in the middle of it."""
     free = shutil.disk_usage(folder).free

@@ -39,7 +39,7 @@ relied on. Serve your own model with `thriftree serve PATH_OR_HUB_ID`.
 
 def path() -> Path:
     """Where the checkpoint is, or will be."""
-    return cache.root() / "models" / NAME
+    return cache.models() / NAME
 
 
 def ready(folder: Path) -> bool:

@@ -47,7 +47,7 @@ def ensure(name: str) -> Path:
     """The folder of tiny model `name` (a key of `SHAPES`), built in the cache if it is not there."""
     if name not in SHAPES:
         raise cache.ZooError(f"no tiny model {name!r}; there are {', '.join(SHAPES)}")
-    target = cache.root() / "models" / f"tiny-{name}"
+    target = cache.models() / f"tiny-{name}"
     try:
         with cache.lock(target):
             if not _ready(target):
