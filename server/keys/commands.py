@@ -144,7 +144,7 @@ def _revoke(asked: argparse.Namespace) -> int:
 def _tenant(asked: argparse.Namespace) -> int:
     name = check_name(asked.tenant)
     with closing(_store(asked, create=True)) as store:
-        known = next((row for row in store.tenants() if row.name == name), None)
+        known = next((row for row in store.tenant_rows() if row.name == name), None)
         weight = _weight(asked.weight if asked.weight is not None else known.weight if known else 1.0)
         kept = limits.object_of(known.quota) if known and asked.quota is None else {}
         quota = limits.quota_of(kept | _limits(asked, "quota", _QUOTA))
@@ -162,7 +162,7 @@ def _weight(given: float) -> float:
 
 def _list(asked: argparse.Namespace) -> int:
     with closing(_store(asked)) as store:
-        keys, tenants = store.keys(), store.tenants()
+        keys, tenants = store.key_rows(), store.tenant_rows()
     if asked.json:
         shown = [{"name": row.name, "weight": row.weight, "quota": limits.object_of(row.quota)} for row in tenants]
         print(json.dumps({"object": "list", "keys": [_row(row) for row in keys], "tenants": shown}, indent=2))

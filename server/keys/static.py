@@ -67,9 +67,9 @@ def _read(data: Any) -> StaticKeys:
     top = _object(data, "the file", ("keys", "tenants"))
     tenants = {
         check_name(name): _tenant(name, given)
-        for name, given in _object(top.get("tenants") or {}, "tenants", None).items()
+        for name, given in _object(_or(top.get("tenants"), {}), "tenants", None).items()
     }
-    entries = top.get("keys") or []
+    entries = _or(top.get("keys"), [])
     if not isinstance(entries, list):
         raise ValueError("keys: must be a list")
     found: dict[bytes, Principal] = {}
@@ -98,19 +98,19 @@ def _key(entry: Any, tenants: Mapping[str, Tenant]) -> tuple[bytes, Principal]:
 
 def _limits(given: Mapping[str, Any]) -> tuple[Caps, Quota]:
     try:
-        caps = limits.caps_of(given.get("caps") or {})
+        caps = limits.caps_of(_or(given.get("caps"), {}))
     except ValueError as error:
         raise ValueError(f"caps: {error}") from None
     try:
-        return caps, limits.quota_of(given.get("quota") or {})
+        return caps, limits.quota_of(_or(given.get("quota"), {}))
     except ValueError as error:
         raise ValueError(f"quota: {error}") from None
 
 
 def _tenant(name: Any, given: Any) -> Tenant:
     try:
-        found = _object(given or {}, "a tenant", ("weight", "quota"))
-        return Tenant(limits.weight_of(found.get("weight", 1)), limits.quota_of(found.get("quota") or {}))
+        found = _object(_or(given, {}), "a tenant", ("weight", "quota"))
+        return Tenant(limits.weight_of(found.get("weight", 1)), limits.quota_of(_or(found.get("quota"), {})))
     except ValueError as error:
         raise ValueError(f"tenant {name}: {error}") from None
 
@@ -123,6 +123,11 @@ def _object(data: Any, what: str, names: tuple[str, ...] | None) -> dict[Any, An
             shown = name if isinstance(name, str) and name.isalpha() and len(name) < 16 else "a member"  # maybe a key
             raise ValueError(f"{shown}: unknown; expected {', '.join(names)}")
     return data
+
+
+def _or(given: Any, default: Any) -> Any:
+    """A member without a value is as none."""
+    return default if given is None else given
 
 
 def _short(digest: bytes) -> str:

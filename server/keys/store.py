@@ -135,11 +135,11 @@ class Store:
                 [(when, identity) for identity, when in used.items()],
             )
 
-    def keys(self, after: int = 0) -> list[KeyRow]:
+    def key_rows(self, after: int = 0) -> list[KeyRow]:
         """Keys changed after that version, oldest first."""
         return list(self._keys(self._db, "WHERE version > ? ORDER BY created, id", (after,)))
 
-    def tenants(self, after: int = 0) -> list[TenantRow]:
+    def tenant_rows(self, after: int = 0) -> list[TenantRow]:
         """Tenants changed after that version."""
         with closing(self._db.execute("SELECT * FROM tenants WHERE version > ? ORDER BY name", (after,))) as rows:
             return [TenantRow(*row) for row in rows]

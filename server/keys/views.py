@@ -70,7 +70,7 @@ class DatabaseView:
             return False
 
     def _read(self) -> None:
-        tenants, keys = self._store.tenants(self._version), self._store.keys(self._version)
+        tenants, keys = self._store.tenant_rows(self._version), self._store.key_rows(self._version)
         for tenant in tenants:
             self._tenants[tenant.name] = tenant
         changed = {tenant.name for tenant in tenants}
