@@ -60,17 +60,21 @@ def parse(settings: Settings, words: Sequence[str]) -> argparse.Namespace:
 
 
 def take_port(args: argparse.Namespace) -> tuple[socket.socket, str]:
-    """A socket that nobody else listens on, and the URL that it is reached by."""
+    """A socket that nobody else listens on, and the URL that it is reached by.
+
+    Raises:
+        StartError: it cannot be had.
+    """
+    sock = socket.socket(socket.AF_UNIX if args.uds else _family(args.host))
     try:
         if args.uds:
-            sock = socket.socket(socket.AF_UNIX)
             sock.bind(args.uds)
             return sock, f"unix:{args.uds}"
-        sock = socket.socket(_family(args.host))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((args.host or "", args.port))
         sock.listen(1)  # a port that somebody listens on can be bound beside him, but not listened on
     except (OSError, OverflowError) as error:
+        sock.close()
         where = args.uds or f"{args.host}:{args.port}"
         raise StartError(f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}; use --port") from None
     scheme = "https" if args.ssl_certfile else "http"

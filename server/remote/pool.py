@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from types import TracebackType
-from typing import Self
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self
 
 import aiohttp
 from multidict import CIMultiDict
@@ -15,6 +15,19 @@ from yarl import URL
 _IDLE_SECONDS = 4.0
 _COPIED_BYTES = 1 << 20  # a larger body goes out piece by piece, so that other requests have their turn
 _OURS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # what aiohttp would add by itself
+
+
+class Kept:
+    """Whether a request went out on a connection that had been used before: the engine may have closed it meanwhile."""
+
+    __slots__ = ("reused",)
+
+    def __init__(self) -> None:
+        self.reused = False
+
+
+async def _note_reuse(session: Any, context: SimpleNamespace, parameters: Any) -> None:
+    context.trace_request_ctx.reused = True
 
 
 class Pool:
@@ -28,7 +41,10 @@ class Pool:
         connector = aiohttp.TCPConnector(
             limit=0, limit_per_host=self._max_connections, keepalive_timeout=_IDLE_SECONDS, ttl_dns_cache=10
         )
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
+            trace_configs=[trace],
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds),
             auto_decompress=False,
@@ -44,7 +60,7 @@ class Pool:
         await self._session.close()
 
     async def request(
-        self, method: str, url: str, headers: CIMultiDict[str], body: bytes | None = None
+        self, method: str, url: str, headers: CIMultiDict[str], body: bytes | None, kept: Kept
     ) -> aiohttp.ClientResponse:
         """An answer's status and headers; its body is still to be read. Close it, or read it to its end.
 
@@ -53,5 +69,10 @@ class Pool:
         """
         data = io.BytesIO(body) if body is not None and len(body) > _COPIED_BYTES else body
         return await self._session.request(
-            method, URL(url, encoded=True), headers=headers, data=data, allow_redirects=False
+            method,
+            URL(url, encoded=True),
+            headers=headers,
+            data=data,
+            allow_redirects=False,
+            trace_request_ctx=kept,
         )

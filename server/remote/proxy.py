@@ -50,13 +50,12 @@ class Proxy:
         try:
             await passage.run(Meter(request.report, request.prompt_tokens) if response.status == 200 else None)
             outcome = "error" if response.status >= 500 else "answered"
-        except (aiohttp.ClientError, ConnectionError) as error:
+        except _BrokenOff as broken:
             outcome = "broken"
-            logger.warning("engine %s broke off an answer (%s: %s)", attempt.engine.name, type(error).__name__, error)
+            logger.warning("engine %s broke off an answer (%s)", attempt.engine.name, broken)
             await passage.close_event()
-            raise ApiError(
-                502, "engine_lost", "the engine closed the connection in the middle of the answer"
-            ) from error
+            why = "the engine closed the connection in the middle of the answer"
+            raise ApiError(502, "engine_lost", why) from broken
         finally:
             self._end(attempt, response, outcome)
             self._metrics.count_report(request.report, request.report.method, request.tenant)
@@ -66,6 +65,10 @@ class Proxy:
         if outcome in ("left", "broken"):
             response.close()
         attempt.end(outcome)
+
+
+class _BrokenOff(Exception):
+    """The engine's connection closed before its answer was whole."""
 
 
 class _Passage:
@@ -81,12 +84,14 @@ class _Passage:
         response, send = self._response, self._send
         content = response.content
         see = None if meter is None else meter.events if self._stream else meter.feed
-        await send(
-            {"type": "http.response.start", "status": response.status, "headers": returned(response.raw_headers)}
-        )
+        headers = returned(response.raw_headers)
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
         more = True
         while more:
-            chunk = await content.readany()
+            try:
+                chunk = await content.readany()
+            except (aiohttp.ClientError, ConnectionError) as error:
+                raise _BrokenOff(f"{type(error).__name__}: {error}") from error
             if see is not None:
                 see(chunk)
             if content.at_eof():
