@@ -43,7 +43,8 @@ class Body:
             more = True
             while more:
                 try:
-                    message = await asyncio.wait_for(self._receive(), until - monotonic())
+                    async with asyncio.timeout(until - monotonic()):  # `wait_for` of 3.11 can swallow a cancellation
+                        message = await self._receive()
                 except TimeoutError:
                     why = f"the request body did not arrive within {self._seconds:g} s"
                     raise ApiError(408, "body_timeout", why, headers={"Connection": "close"}) from None

@@ -20,7 +20,8 @@ class MemoryLimiter:
         self._sweep_at = _SWEEP_ABOVE
         self.changed: set[str] | None = None  # names changed since `drain_changes`; None: nobody asks
 
-    def __len__(self) -> int:
+    @property
+    def entries(self) -> int:
         return len(self._tats) + len(self._running)
 
     async def start(self) -> None:

@@ -21,6 +21,7 @@ PromptCounter = Callable[[str, dict[str, Any]], Awaitable[int]]
 
 _CHAT = ("/v1/chat/completions", "/v1/messages", "/v1/responses")
 _IN_LOOP = 4000  # characters that may be counted on the event loop: 1.6 ms; more go to a thread
+_COUNTED = 2_000_000  # characters, a second's work; longer ones are estimated: no engine takes them
 _OF_MESSAGE = 40  # characters that a message counts for there, however short it is
 _VALUES = 1000  # of a body, read on the event loop; in a thread there is no such bound
 _PER_MEDIUM = 256  # tokens
@@ -51,6 +52,8 @@ class TokenizerCounter:
 
     def _count(self, route: str, body: dict[str, Any], prompt: Prompt | None) -> int:
         prompt = prompt or prompt_of(body)
+        if prompt.characters > _COUNTED:
+            return _estimate(prompt)
         try:
             chat = route in _CHAT or "messages" in body
             rendered = self._render(chat_of(body), body) if chat else None
