@@ -112,6 +112,7 @@ mkdir disk/upper disk/work
 mount -t overlay overlay -o "lowerdir=/,upperdir=$PWD/disk/upper,workdir=$PWD/disk/work" root
 mount -t proc proc root/proc
 mount --rbind /dev root/dev
+mount --rbind /sys root/sys
 mount -t tmpfs tmpfs root/tmp
 mkdir root/context
 mount --bind context root/context

