@@ -16,6 +16,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._bound: dict[tuple[Any, ...], Any] = {}
+        self.answering: dict[int, Any] = {}  # reports of answers under way, by id
         made: dict[str, Any] = {"registry": self.registry, "namespace": "thriftree"}
         self.requests = Counter("requests", "Answered requests", ["route", "status", "tenant"], **made)
         self.request_seconds = Histogram(
@@ -69,6 +70,7 @@ class Metrics:
 
     def count_report(self, report: Any, method: str | None, tenant: str) -> None:
         """What the engine counted for one finished (or aborted) request."""
+        self.answering.pop(id(report), None)
         if report.prompt_tokens or report.completion_tokens:  # an engine elsewhere may count tokens but no steps
             self.bound(self.tenant_tokens, tenant, "prompt").inc(report.prompt_tokens)
             self.bound(self.tenant_tokens, tenant, "completion").inc(report.completion_tokens)

@@ -10,11 +10,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from thriftree.server.methods import table
 from thriftree.server.state import GatewayState
+from thriftree.server.status import status_routes
 
 
 def router(state: GatewayState, methods: bool = True) -> APIRouter:
     """Health, readiness, metrics and, unless `methods` are those of engines elsewhere, the method table."""
     routes = APIRouter()
+    routes.include_router(status_routes(state))
 
     @routes.get("/health", summary="Alive: answers from the first second on")
     async def health() -> dict[str, str]:

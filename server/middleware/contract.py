@@ -38,6 +38,7 @@ class Contract:
         if depth is not None:
             send = Amender(send, lambda: _addition(contract.report, method), depth)
         token = CURRENT.set(contract)
+        self.metrics.answering[id(contract.report)] = contract.report
         try:
             await self.app(scope, receive, send)
         finally:

@@ -12,6 +12,11 @@ from thriftree.server.scope import info, path_of
 
 #: Ours, and the inference API of vLLM. ``{x}`` stands for one path segment.
 OPEN = (
+    "/",
+    "/status.js",
+    "/status.css",
+    "/status.svg",
+    "/status.json",
     "/health",
     "/ready",
     "/metrics",
