@@ -11,6 +11,7 @@ MONITORED: dict[str, Any] = {
 }
 GPU: dict[str, Any] = {
     "model": "org/model-8b",
+    "settings": {"thrift": False},
     "gpu": {"count": 2, "runtimeClassName": "nvidia"},
     "resources": {"requests": {"cpu": "8", "memory": "64Gi"}, "limits": {"memory": "64Gi"}},
     "sharedMemory": "16Gi",

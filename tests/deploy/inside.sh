@@ -23,6 +23,8 @@ done
 echo "ready after $seconds s"
 ask /v1/completions '{"model": "smollm2-135m-instruct", "prompt": "One, two,", "max_tokens": 8, "temperature": 0}'
 echo
+du -sm /venv /models
+cat /proc/[0-9]*/smaps_rollup 2>/dev/null | awk '/^Pss:/ {kib += $2} END {print "memory, MiB:", int(kib / 1024)}'
 find /home/thriftree/.cache /data /tmp -mindepth 1 -maxdepth 2
 find /home/thriftree/.cache -name tree_attention.so | grep .
 kill -TERM $server

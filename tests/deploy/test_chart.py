@@ -80,11 +80,15 @@ def test_a_gpu() -> None:
     objects = template(GPU)
     server = relations.server(objects)
     assert server["image"] == "thriftree:0.1.0-cuda"
+    assert relations.loaded(objects)[0].thrift == "off"
     assert server["args"][0] == "org/model-8b" and "--tensor-parallel-size=2" in server["args"]
     assert server["resources"]["limits"] == {"memory": "64Gi", "nvidia.com/gpu": 2}
     shm = next(v for v in relations.pod(objects)["spec"]["volumes"] if v["name"] == "shm")
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
-    assert "--tensor-parallel-size=2" not in relations.server(template({"gpu": {"count": 1}}))["args"]
+    assert (
+        "--tensor-parallel-size=2"
+        not in relations.server(template({"gpu": {"count": 1}, "settings": {"thrift": "off"}}))["args"]
+    )
 
 
 def test_a_gateway() -> None:
@@ -158,6 +162,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
          "keys": {"database": {"enabled": False}}},
     ),
     "no store": ("store.name and remoteKey", {"keys": {"externalSecret": {"enabled": True}}}),
+    "trees on a GPU": ("settings.thrift: off", {"gpu": {"count": 1}, "settings": {"thrift": "exact"}}),
     "gateway with a model": ("no engine of its own", {**GATEWAY, "model": "x"}),
     "gateway without a way out": ("networkPolicy.egress", {**GATEWAY, "networkPolicy": {}}),
     "scraping without a key": ("/metrics needs a key", {"serviceMonitor": {"enabled": True}}),

