@@ -26,8 +26,8 @@ LABELS = {
     "kind": "`prompt` or `completion`",
     "reason": "refused: the answer's error code, for quotas `quota_requests`, `quota_tokens` or `quota_concurrent`; "
     "tried again: why",
-    "deadline": "which section of `deadlines` in the settings",
-    "store": "where quotas are kept",
+    "deadline": "which of the `deadlines.*` settings",
+    "store": "where quotas are kept: `redis` or `snapshot`",
     "engine": "an engine's address as given by `--engine`",
     "outcome": "how an attempt ended, as the gateway saw it",
 }

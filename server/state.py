@@ -38,7 +38,6 @@ class GatewayState:
         """vLLM's app, or a 503 that says when to come back."""
         if self.phase == "ready" and self.engine_app is not None:
             return self.engine_app
-        self.metrics.bound(self.metrics.rejected, self.phase).inc()
         raise ApiError(503, self.phase, _WHY.get(self.phase, "not ready"), headers={"Retry-After": "5"})
 
 
@@ -49,4 +48,9 @@ class EngineMount:
         self.state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.state.require_ready()(scope, receive, send)
+        try:
+            app = self.state.require_ready()
+        except ApiError as error:  # counted here and not for `/ready`: a probe is no request that was refused
+            self.state.metrics.bound(self.state.metrics.rejected, error.code).inc()
+            raise
+        await app(scope, receive, send)

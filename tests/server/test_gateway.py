@@ -197,6 +197,8 @@ async def test_before_and_after_ready(gateway: Gateway) -> None:
         answer = await call(app, "GET", path)
         assert (answer.status, answer.json["error"]["code"]) == (503, "starting")
         assert "retry-after" in answer.headers
+    text = (await call(app, "GET", "/metrics")).body.decode()  # the probe is no refused request
+    assert 'thriftree_rejected_total{reason="starting"} 1.0' in text and "thriftree_ready 0.0" in text
     state.engine_app, state.phase = FakeEngine([b"{}"]), "ready"
     assert (await call(app, "GET", "/ready")).json == {"status": "ready"}
     state.phase = "draining"

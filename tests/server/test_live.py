@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.deploy.exposition import differences, exported
 from tests.server.live import COMMAND, LiveServer
 from thriftree.zoo import smollm2
 
@@ -222,6 +223,12 @@ def test_metrics(client: Any, server: LiveServer) -> None:
         "thriftree_drafter_state_bytes",
     ):
         assert server.metric(name) > 0, name
+
+
+def test_the_metrics_page_tells_the_truth(client: Any, server: LiveServer) -> None:
+    """The dashboards and rules are checked against that page (tests/deploy), so they read what is exported."""
+    list(ask(client, PROMPTS[0], tokens=4, stream=True))
+    assert differences(exported(httpx.get(f"{server.url}/metrics").text)) == []
 
 
 def test_a_client_that_leaves_frees_the_engine(client: Any, server: LiveServer) -> None:
