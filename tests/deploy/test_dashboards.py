@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.dashboards import DEPLOY, FOLDER, dashboards, panel_expressions, panels, rule_expressions, variables
+from tests.deploy.dashboards import (
+    DEPLOY,
+    FOLDER,
+    RULES,
+    dashboards,
+    panel_expressions,
+    panels,
+    rule_expressions,
+    variables,
+)
 from tests.deploy.promql import Unknown, catalog, check, metrics_in
 from thriftree.server.metrics import Metrics
 from thriftree.server.metrics_doc import ours, theirs
@@ -102,3 +111,12 @@ def test_provisioning_points_at_the_files() -> None:
     for service in compose.values():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert "image" not in service or ":" in service["image"]
+
+
+def test_the_chart_carries_the_same_files() -> None:
+    chart = DEPLOY.parent / "helm" / "thriftree" / "files"
+    assert (chart / "rules.yaml").read_text() == RULES.read_text(), (
+        "cp deploy/prometheus/rules.yaml helm/thriftree/files/"
+    )
+    copies = {file.name: file.read_text() for file in (chart / "dashboards").iterdir()}
+    assert copies == {file.name: file.read_text() for file in FOLDER.iterdir()}, "cp them there too"
