@@ -86,8 +86,8 @@ class RedisLimiter:
         try:
             answer = await self._ask(self._admit, self._keys(plan), arguments)
         except asyncio.CancelledError:
-            if lease:  # Redis may have done it all the same
-                self._spawn(self._ask(self._finish, self._keys(plan, rates=False), [0, lease]))
+            if lease:
+                self._spawn(self._release(self._keys(plan, rates=False), lease))
             raise
         if answer is None:
             return await self._alone(plan, tokens)
@@ -130,6 +130,11 @@ class RedisLimiter:
             self._reached = reached
             what = "shared again" if reached else "counted by each replica" if self._down == "local" else "refused"
             logger.warning("Redis %s; quotas are %s%s", "answers" if reached else "does not answer", what, why)
+
+    async def _release(self, keys: list[str], lease: str) -> None:
+        """Slots that a cancelled request may have got or may get yet: what it sent is with Redis, on its connection."""
+        await asyncio.sleep(self._timeout)
+        await self._ask(self._finish, keys, [0, lease])
 
     async def _alone(self, plan: Plan, tokens: int) -> Grant | Refusal:
         """Without Redis."""

@@ -41,6 +41,12 @@ def test_the_wait_is_exact(limit: int, data: st.DataObject) -> None:
     assert rate.take(tat, now + wait, cost)[1] == 0
 
 
+@given(LIMITS, st.integers(1, 10_000_000))
+def test_rounding_grants_nothing(limit: int, cost: int) -> None:
+    time = Rate(limit).time_of(cost)
+    assert (time - 1) * limit < cost * MINUTE <= time * limit
+
+
 @given(LIMITS, st.integers(0, 2 * MINUTE))
 def test_what_is_said_to_remain_can_be_taken_and_no_more(limit: int, level: int) -> None:
     rate = Rate(limit)

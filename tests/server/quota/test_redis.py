@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -148,6 +149,26 @@ async def test_a_request_cancelled_while_it_asks_leaves_no_slot_behind(replica: 
         assert await keys(limiter) == set()
 
 
+async def test_a_request_that_redis_grants_after_it_was_cancelled_leaves_no_slot_behind(
+    server: RedisServer, replica: Replica
+) -> None:
+    limits, limiter = plan(Quota(concurrent=1)), await replica()
+    first = await limiter.admit(limits, 0)  # Redis knows the script from here on
+    assert isinstance(first, Grant)
+    limiter.finish(first, 0)
+    await settled(limiter)
+    server.process.send_signal(signal.SIGSTOP)
+    asking = asyncio.create_task(limiter.admit(limits, 0))
+    await asyncio.sleep(0.05)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    server.process.send_signal(signal.SIGCONT)
+    await asyncio.sleep(0.05)
+    assert await keys(limiter) == {"thriftree:key:concurrent:a:{acme}"}
+    await settled(limiter)
+    assert await keys(limiter) == set()
+
+
 async def test_redis_that_is_killed_and_comes_back(
     server: RedisServer, replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -181,8 +202,6 @@ async def test_refusing_without_redis(server: RedisServer, replica: Replica) -> 
 
 
 async def test_a_redis_that_hangs_costs_one_short_wait(server: RedisServer, replica: Replica) -> None:
-    import signal
-
     limiter = await replica(timeout=0.1)
     server.process.send_signal(signal.SIGSTOP)
     begun = time.monotonic()
