@@ -15,16 +15,20 @@ from thriftree.server.errors import ApiError, ContractError
 from thriftree.server.principal import Caps
 
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_COMPLETION_TOKENS = 16  # of `/v1/completions`, where a request names none; OpenAI's default and vLLM's
 #: vLLM takes it from here before it looks into the body.
 PRIORITY_HEADER = b"x-vllm-priority"
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How a route can be held to caps. `limits`: its fields for completion tokens; the first one gets the cap."""
+    """How a route can be held to caps.
+
+    `limits`: its fields for completion tokens; the first one gets the cap where a request names none of them, unless
+    the route's own `default` is within it.
+    """
 
     limits: tuple[str, ...] = ()
+    default: int | None = None
     priority: bool = False
     model: bool = True
 
@@ -32,7 +36,7 @@ class Route:
 #: Bodies of these are understood. Others are closed to keys whose caps would need it.
 ROUTES = {
     "/v1/chat/completions": Route(("max_completion_tokens", "max_tokens"), priority=True),
-    "/v1/completions": Route(("max_tokens",), priority=True),
+    "/v1/completions": Route(("max_tokens",), default=16, priority=True),
     "/v1/responses": Route(("max_output_tokens",), priority=True),
     "/v1/messages": Route(("max_tokens",)),
     "/v1/messages/count_tokens": Route(),
@@ -67,7 +71,8 @@ def check_tokens(body: Mapping[str, Any], route: Route, cap: int) -> dict[str, i
     choices = _choices(body)
     each = cap // choices
     if each == 0:
-        _refuse("max_tokens", "n", f"{choices} choices are more than this key's cap of {cap} completion tokens")
+        field = "n" if (body.get("n") or 1) > 1 else "best_of" if (body.get("best_of") or 1) > 1 else "prompt"
+        _refuse("max_tokens", field, f"{choices} choices are more than this key's cap of {cap} completion tokens")
     asked = {name: value for name in _LIMITS if (value := _integer(body, name)) is not None}
     for name, value in asked.items():
         if value < 0:
@@ -75,8 +80,7 @@ def check_tokens(body: Mapping[str, Any], route: Route, cap: int) -> dict[str, i
         if value > each:
             why = f" for each of {choices} choices" if choices > 1 else ""
             _refuse("max_tokens", name, f"{value}{why} is above this key's cap of {cap} completion tokens")
-    by_default = route.limits == ("max_tokens",) and each >= _COMPLETION_TOKENS
-    if by_default or any(name in asked for name in route.limits):
+    if (route.default is not None and route.default <= each) or any(name in asked for name in route.limits):
         return {}
     return {route.limits[0]: each}
 
