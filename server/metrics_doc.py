@@ -15,6 +15,9 @@ Written from the code by `thriftree metrics > docs/metrics.md`; a test fails whe
 `GET /metrics` answers Prometheus text: the gateway's own families (`thriftree_*`) and, with an engine in the same
 process, vLLM's (`vllm:*`). A histogram `x` is exported as `x_bucket{le}`, `x_sum` and `x_count`. Counters start at zero
 with the process. The dashboards and alert rules in `deploy/` use nothing that is not on this page.
+
+With keys configured `/metrics` asks for one, like every route: `deploy/prometheus/prometheus.yaml` shows how Prometheus
+presents it. `--auth-open-routes /metrics` opens it to everybody, with the names of all tenants in it.
 """
 
 #: What each label of ours can be, and so why its values are few.
