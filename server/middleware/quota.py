@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from thriftree.server.errors import ApiError
 from thriftree.server.metrics import Metrics
 from thriftree.server.quota import answers
-from thriftree.server.quota.cost import Cost, cost_of, spent
+from thriftree.server.quota.cost import Cost, cost_of, field_of, spent
 from thriftree.server.quota.limiter import Limiter, Plan, Refusal, StoreUnavailable, plan_of
 from thriftree.server.quota.prompt_tokens import PromptCounter
 from thriftree.server.scope import RequestInfo, info
@@ -50,12 +50,12 @@ class TenantQuota:
             self._reject(answers.reason(grant))
             raise answers.refused(grant, plan, who, cost.tokens)
         limits = answers.headers(plan, grant.levels)
-        answer = _Answer(send, [(name.encode(), value.encode()) for name, value in limits])
+        answer = _Answer(send, limits)
         try:
             await self.app(scope, receive, answer)
         except ApiError as error:
             answer.status = answer.status or error.status
-            error.headers = {**dict(limits), **error.headers}
+            error.headers = {**answers.text(limits), **error.headers}
             raise
         except Exception:
             answer.status = answer.status or 500
@@ -74,15 +74,16 @@ class TenantQuota:
         if plan.closed is not None:
             self._reject(f"quota_{plan.closed}")
             raise answers.closed(plan.closed, who)
-        limits = [bucket for bucket in plan.buckets if bucket.kind == "tokens"]
+        limits = [bucket for bucket in plan.buckets if bucket.tokens]
         if not limits or request.route in _NO_TOKENS or request.body is None:
             return Cost()
         lowest = min(limits, key=lambda bucket: bucket.rate.per_minute)
-        cost = await cost_of(request.route, await request.body.parsed(), self.counter(), lowest.rate.per_minute)
+        body = await request.body.parsed()
+        cost = await cost_of(request.route, body, self.counter(), lowest.rate.per_minute)
         request.prompt_tokens = cost.prompt
         if not lowest.rate.fits(cost.prompt):
             self._reject("quota_tokens")
-            raise answers.too_large(lowest, who, cost.prompt, cost.field)
+            raise answers.too_large(lowest, who, cost.prompt, field_of(body))
         return cost
 
     def _reject(self, reason: str) -> None:

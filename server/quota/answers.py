@@ -10,6 +10,10 @@ from thriftree.server.quota.gcra import SECOND
 from thriftree.server.quota.limiter import Bucket, Kind, Plan, Refusal, Slots
 
 _MILLI = 1_000_000
+_NAMES = tuple(
+    (kind == b"tokens", tuple(b"x-ratelimit-%s-%s" % (what, kind) for what in (b"limit", b"remaining", b"reset")))
+    for kind in (b"requests", b"tokens")
+)
 
 
 def duration(nanoseconds: int) -> str:
@@ -25,22 +29,26 @@ def duration(nanoseconds: int) -> str:
     return f"{lead}{seconds}s"
 
 
-def headers(plan: Plan, levels: Sequence[int]) -> list[tuple[str, str]]:
+def headers(plan: Plan, levels: Sequence[int]) -> list[tuple[bytes, bytes]]:
     """``x-ratelimit-*`` of the tightest bucket of each kind: of key and tenant, the one with fewer units left."""
-    tightest: dict[Kind, tuple[int, Bucket, int]] = {}
-    for bucket, level in zip(plan.buckets, levels, strict=True):
-        left = bucket.rate.remaining(level)
-        known = tightest.get(bucket.kind)
-        if known is None or left < known[0]:
-            tightest[bucket.kind] = (left, bucket, level)
-    found: list[tuple[str, str]] = []
-    for kind, (left, bucket, level) in tightest.items():
-        found += (
-            (f"x-ratelimit-limit-{kind}", str(bucket.rate.per_minute)),
-            (f"x-ratelimit-remaining-{kind}", str(left)),
-            (f"x-ratelimit-reset-{kind}", duration(level)),
-        )
+    found: list[tuple[bytes, bytes]] = []
+    for tokens, (limit, remaining, reset) in _NAMES:
+        least, tightest, its_level = -1, None, 0
+        for bucket, level in zip(plan.buckets, levels, strict=True):
+            if bucket.tokens is tokens:
+                left = bucket.rate.remaining(level)
+                if tightest is None or left < least:
+                    least, tightest, its_level = left, bucket, level
+        if tightest is not None:
+            found.append((limit, b"%d" % tightest.rate.per_minute))
+            found.append((remaining, b"%d" % least))
+            found.append((reset, duration(its_level).encode()))
     return found
+
+
+def text(pairs: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers as `ApiError` takes them."""
+    return {name.decode(): value.decode() for name, value in pairs}
 
 
 def refused(refusal: Refusal, plan: Plan, principal: Principal, tokens: int) -> ApiError:
@@ -56,11 +64,11 @@ def refused(refusal: Refusal, plan: Plan, principal: Principal, tokens: int) -> 
         "rate_limit_exceeded",
         f"rate limit reached for {_name(over.holder, principal)}: {what}; try again in {duration(wait)}",
         headers={
-            **dict(headers(plan, refusal.levels)),
+            **text(headers(plan, refusal.levels)),
             "retry-after": str(-(-wait // SECOND)),
             "retry-after-ms": str(-(-wait // _MILLI)),
         },
-        kind="tokens" if isinstance(over, Bucket) and over.kind == "tokens" else "requests",
+        kind="tokens" if isinstance(over, Bucket) and over.tokens else "requests",
     )
 
 
@@ -94,4 +102,4 @@ def _name(holder: str, principal: Principal) -> str:
 
 def _state(over: Bucket, plan: Plan, refusal: Refusal, tokens: int) -> str:
     left = over.rate.remaining(refusal.levels[plan.buckets.index(over)])
-    return f", {left} left, {tokens} needed" if over.kind == "tokens" else ""
+    return f", {left} left, {tokens} needed" if over.tokens else ""

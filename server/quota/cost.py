@@ -20,7 +20,6 @@ class Cost:
     prompt: int = 0
     completion: int = 0
     prompts: int = 1
-    field: str | None = None  # where the prompt came from
 
     @property
     def tokens(self) -> int:
@@ -34,7 +33,12 @@ async def cost_of(route: str, body: Any, counter: PromptCounter | None, limit: i
     prompt = await (counter or rough)(route, body)
     asked = _asked(body) if route in _GENERATING else 0
     completion = min(asked, limit // _SHARE, max(0, limit - prompt))
-    return Cost(prompt, completion, prompts_in(body), next((name for name in FIELDS if name in body), None))
+    return Cost(prompt, completion, prompts_in(body))
+
+
+def field_of(body: Any) -> str | None:
+    """The body's field that the prompt is in."""
+    return next((name for name in FIELDS if name in body), None) if isinstance(body, dict) else None
 
 
 def spent(cost: Cost, report: Report, answered: bool) -> int:
@@ -52,7 +56,11 @@ def spent(cost: Cost, report: Report, answered: bool) -> int:
 
 def _asked(body: dict[str, Any]) -> int:
     """Completion tokens over all choices; values that vLLM will refuse count as absent."""
-    bound = next((value for name in _ASKS if (value := _whole(body.get(name))) is not None), _UNSTATED)
+    bound = _UNSTATED
+    for name in _ASKS:
+        if name in body and (value := _whole(body[name])) is not None:
+            bound = value
+            break
     return bound * (_whole(body.get("n")) or 1) * prompts_in(body)
 
 

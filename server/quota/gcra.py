@@ -40,13 +40,15 @@ class Rate:
         At exactly that time it can, and not before. A cost that never fits is given the time until the bucket is full,
         plus what it lacks: ask `fits` first.
         """
-        after = max(tat, now) + self.time_of(cost)
+        after = (tat if tat > now else now) + -(-cost * MINUTE // self.per_minute)
         wait = after - now - MINUTE
         return (tat, wait) if wait > 0 else (after, 0)
 
     def remaining(self, level: int) -> int:
         """Units that can be taken at once, given how far TAT lies ahead (`level`, in nanoseconds)."""
-        return max(0, MINUTE - max(0, level)) * self.per_minute // MINUTE
+        if level >= MINUTE:
+            return 0
+        return (MINUTE - level) * self.per_minute // MINUTE if level > 0 else self.per_minute
 
     def settle(self, tat: int, now: int, mark: int, taken: int, actual: int) -> int:
         """The TAT after the true cost of an earlier take has become known; `mark` is the TAT right after that take.

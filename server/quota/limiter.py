@@ -18,9 +18,13 @@ class Bucket:
     """A rate of one key or tenant."""
 
     name: str
-    kind: Kind
+    tokens: bool  # else requests
     holder: Holder
     rate: Rate
+
+    @property
+    def kind(self) -> Kind:
+        return "tokens" if self.tokens else "requests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +44,9 @@ class Plan:
     slots: tuple[Slots, ...] = ()
     closed: Kind | None = None  # a limit of 0: nothing may come
 
-    @property
-    def counts_tokens(self) -> bool:
-        return any(bucket.kind == "tokens" for bucket in self.buckets)
-
     def costs(self, tokens: int, requests: int = 1) -> list[int]:
         """The cost in each bucket, in their order."""
-        return [tokens if bucket.kind == "tokens" else requests for bucket in self.buckets]
+        return [tokens if bucket.tokens else requests for bucket in self.buckets]
 
 
 @dataclass(slots=True)
@@ -118,7 +118,7 @@ def plan_of(tenant: str, key_id: str | None, quota: Quota, tenant_quota: Quota) 
             if figure is not None and figure < 1:
                 closed = kind
             elif figure is not None:
-                buckets.append(Bucket(f"{holder}:{kind}:{owner}", kind, holder, Rate(figure)))
+                buckets.append(Bucket(f"{holder}:{kind}:{owner}", kind == "tokens", holder, Rate(figure)))
         if limits.concurrent is not None and limits.concurrent < 1:
             closed = "concurrent"
         elif limits.concurrent is not None:

@@ -31,31 +31,32 @@ class MemoryLimiter:
         """Nothing to save."""
 
     async def admit(self, plan: Plan, tokens: int) -> Grant | Refusal:
-        now, tats = self._clock(), self._tats
-        costs = plan.costs(tokens)
+        now, tats, running = self._clock(), self._tats, self._running
         marks: list[int] = []
-        longest, over = 0, None
-        for bucket, cost in zip(plan.buckets, costs, strict=True):
-            mark, wait = bucket.rate.take(tats.get(bucket.name, now), now, cost)
+        longest, over, full = 0, None, None
+        for bucket in plan.buckets:
+            mark, wait = bucket.rate.take(tats.get(bucket.name, now), now, tokens if bucket.tokens else 1)
             marks.append(mark)
             if wait > longest:
                 longest, over = wait, bucket
-        full = next((slots for slots in plan.slots if self._running.get(slots.name, 0) >= slots.limit), None)
+        for slots in plan.slots:
+            if running.get(slots.name, 0) >= slots.limit:
+                full = full or slots
         if over is not None or full is not None:
             levels = [tats.get(bucket.name, now) - now for bucket in plan.buckets]
             return Refusal(over or full, longest, levels)  # type: ignore[arg-type]  # one of them is there
         for bucket, mark in zip(plan.buckets, marks, strict=True):
             self._put(bucket.name, mark)
         for slots in plan.slots:
-            self._running[slots.name] = self._running.get(slots.name, 0) + 1
+            running[slots.name] = running.get(slots.name, 0) + 1
         if len(tats) > self._sweep_at:
             self._sweep(now)
         return Grant(plan, tokens, [mark - now for mark in marks], marks)
 
     def finish(self, grant: Grant, tokens: int, counts: bool = True) -> None:
         plan, now = grant.plan, self._clock()
-        settled = zip(plan.buckets, grant.marks, plan.costs(grant.tokens), plan.costs(tokens, int(counts)), strict=True)
-        for bucket, mark, taken, actual in settled:
+        for bucket, mark in zip(plan.buckets, grant.marks, strict=True):
+            taken, actual = (grant.tokens, tokens) if bucket.tokens else (1, int(counts))
             if taken != actual:
                 tat = self._tats.get(bucket.name, mark)
                 self._put(bucket.name, bucket.rate.settle(tat, now, mark, taken, actual))

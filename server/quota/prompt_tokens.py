@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from thriftree.server.quota.prompt_text import Prompt, prompt_of
@@ -22,6 +22,7 @@ PromptCounter = Callable[[str, dict[str, Any]], Awaitable[int]]
 _CHAT = ("/v1/chat/completions", "/v1/messages", "/v1/responses")
 _IN_LOOP = 4000  # characters that may be counted on the event loop: 1.6 ms; more go to a thread
 _COUNTED = 2_000_000  # characters, a second's work; longer ones are estimated: no engine takes them
+_PIECE = 50_000  # characters encoded at once: what an encoding holds is freed under the interpreter's lock
 _OF_MESSAGE = 40  # characters that a message counts for there, however short it is
 _VALUES = 1000  # of a body, read on the event loop; in a thread there is no such bound
 _PER_MEDIUM = 256  # tokens
@@ -125,4 +126,21 @@ def _length_of(tokenizer: Any) -> Callable[[str, bool], int]:
     own = type(backend).from_str(backend.to_str())
     own.no_truncation()
     own.no_padding()
-    return lambda text, special: len(own.encode_batch_fast([text], add_special_tokens=special)[0])
+
+    def length(text: str, special: bool) -> int:
+        if len(text) <= _PIECE:
+            return len(own.encode_batch_fast([text], add_special_tokens=special)[0])
+        return sum(length(piece, special and i == 0) for i, piece in enumerate(_pieces(text)))
+
+    return length
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut before a space where there is one, as most tokenizers do too: so the sum is the whole, or a token off."""
+    start = 0
+    while len(text) - start > _PIECE:
+        space = text.rfind(" ", start + 1, start + _PIECE)
+        cut = space if space > 0 else start + _PIECE
+        yield text[start:cut]
+        start = cut
+    yield text[start:]

@@ -110,7 +110,7 @@ async def test_large_prompts_leave_the_event_loop_free(count: TokenizerCounter) 
     while not work.done():
         await asyncio.sleep(0)
         longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
-    assert work.result() == 1_100_000 and longest < 0.1
+    assert work.result() == 1_100_000 and longest < 0.2
 
 
 async def test_what_no_engine_takes_is_estimated(count: TokenizerCounter) -> None:
