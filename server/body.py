@@ -91,13 +91,13 @@ class Body:
         while not self._left:
             self._left = (await self._receive())["type"] == "http.disconnect"
 
-    async def amend(self, members: Mapping[str, int]) -> int:
+    async def amend(self, members: Mapping[str, Any]) -> int:
         """Members put at the end of the body, an object, where they win; the rest stays as it came. Its new length."""
         data, parsed = await self.read(), await self.parsed()
         encoding = json.detect_encoding(data)
         if encoding not in ("utf-8", "utf-8-sig"):  # legal JSON, and never seen: but nobody slips through by it
             data = data.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
-        addition = ",".join(f'"{name}":{value}' for name, value in members.items()).encode()
+        addition = json.dumps(members, separators=(",", ":"))[1:-1].encode()
         head = data.rstrip(b" \t\r\n").removesuffix(b"}")
         self._data = b"".join((head, b"," if parsed else b"", addition, b"}"))
         self._parsed = {**parsed, **members}

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from thriftree.server.errors import ApiError
+from thriftree.server.keys import token
 from thriftree.server.keys.keyring import Keyring
 from thriftree.server.metrics import Metrics
 from thriftree.server.principal import Caps, Principal
@@ -15,6 +16,7 @@ from thriftree.server.scope import info
 
 _ALWAYS_OPEN = ("/health", "/ready")
 _CARRIERS = (b"authorization", b"x-api-key")
+_LONGEST = token.MAX_BYTES + 32
 _SAVE_SECONDS = 5.0
 _MISSING = "no API key: send it as `Authorization: Bearer KEY` (or `x-api-key: KEY`)"
 _WRONG = "the API key is not valid"
@@ -58,7 +60,7 @@ class Auth:
         presented = [(name, _token(name, value)) for name, value in scope["headers"] if name in _CARRIERS]
         if not presented:
             raise _unauthorized(_MISSING)
-        names, tokens = {name for name, _ in presented}, {token for _, token in presented}
+        names, tokens = {name for name, _ in presented}, {shown for _, shown in presented}
         once = len(names) == len(presented) and len(tokens) == 1  # in both headers, if they agree
         found = keyring.lookup(tokens.pop()) if once else None
         if found is None:
@@ -74,6 +76,8 @@ class Auth:
 
 def _token(name: bytes, value: bytes) -> bytes:
     """The key in a header; empty where the header holds something else."""
+    if len(value) > _LONGEST:  # not even copied
+        return b""
     if name == b"x-api-key":
         return value.strip()
     scheme, _, rest = value.partition(b" ")

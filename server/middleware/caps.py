@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,16 +11,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from thriftree.server import permits
 from thriftree.server.errors import ApiError
 from thriftree.server.metrics import Metrics
+from thriftree.server.middleware.contract import ROUTES as CONTRACT_ROUTES
+from thriftree.server.permits_remote import check_thrift
 from thriftree.server.principal import ANYONE, Caps
 from thriftree.server.scope import RequestInfo, info
 
-#: "priority" with a letter written as an escape, or in another encoding: then only the parser can tell.
-_DISGUISES = (b"\\u006", b"\\u007", b"\x00")
+#: A letter of "priority" written as an escape. (NULs: the body is not UTF-8. In both cases only the parser can tell.)
+_ESCAPED = re.compile(rb"\\u00[67]")
 
 
 class KeyCaps:
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, remote: bool = False) -> None:
+        """`remote`: the `contract` layer is not below, for the engine is another server."""
+        self.app, self.metrics, self.remote = app, metrics, remote
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,7 +36,7 @@ class KeyCaps:
             send = _OnlyModels(send, caps.models)
         elif request.body is not None and scope["method"] != "OPTIONS":
             try:
-                scope = await _held(scope, request, caps)
+                scope = await _held(scope, request, caps, self.remote)
             except ApiError as error:
                 if error.status == 403:
                     self.metrics.bound(self.metrics.rejected, "not_allowed").inc()
@@ -40,17 +44,16 @@ class KeyCaps:
         await self.app(scope, receive, send)
 
 
-async def _held(scope: Scope, request: RequestInfo, caps: Caps) -> Scope:
+async def _held(scope: Scope, request: RequestInfo, caps: Caps, remote: bool) -> Scope:
     """The scope of a request that keeps to the caps: its body may have been amended, and its length with it."""
     route = permits.ROUTES.get(request.route)
     if route is None:
         _refuse_unknown(request.route, caps)
-    body = await _object(request, route, caps)
-    if body is None:
-        return scope
+    thrifty = remote and (caps.profiles, caps.methods) != (None, None) and request.route in CONTRACT_ROUTES
+    body = await _object(request, route, caps, thrifty)
     if caps.models is not None and (route is None or route.model):
         permits.check_model(body, caps)
-    missing: dict[str, int] = {}
+    missing: dict[str, Any] = check_thrift(body, caps) if thrifty else {}
     if caps.max_tokens is not None and route is not None and route.limits:
         missing |= permits.check_tokens(body, route, caps.max_tokens)
     claims = [value for name, value in scope["headers"] if name == permits.PRIORITY_HEADER]
@@ -70,17 +73,18 @@ def _refuse_unknown(route: str, caps: Caps) -> None:
         raise ApiError(403, "route_not_allowed", why)
 
 
-async def _object(request: RequestInfo, route: permits.Route | None, caps: Caps) -> dict[str, Any] | None:
+async def _object(request: RequestInfo, route: permits.Route | None, caps: Caps, thrifty: bool) -> dict[str, Any]:
     """The body, if the caps need it. Raises ApiError where they do and it is no object: nothing slips through."""
     assert request.body is not None
     needed = (
-        (caps.models is not None and (route is None or route.model))
+        thrifty
+        or (caps.models is not None and (route is None or route.model))
         or (caps.max_tokens is not None and route is not None and bool(route.limits))
         or (caps.priority > 0 and route is not None and route.priority)
     )
     if not needed:
         data = await request.body.read()
-        if b'"priority"' not in data and not any(sign in data for sign in _DISGUISES):
+        if b'"priority"' not in data and b"\x00" not in data and not _ESCAPED.search(data):
             return {}  # the header is still to be looked at
     parsed = await request.body.parsed()
     if isinstance(parsed, dict):

@@ -34,12 +34,12 @@ def stack(
     metrics: Metrics | None = None,
     open_routes: tuple[str, ...] = (),
     allow: tuple[str, ...] = (),
-    speculation: bool = True,
+    remote: bool = False,
 ) -> ASGIApp:
     """Request id > errors > routes > body limit > auth > caps > contract > engine."""
-    metrics, can = metrics or Metrics(), capabilities(speculation, "auto", 16)
-    app: ASGIApp = Contract(engine, lambda: can, metrics)
-    app = Auth(KeyCaps(app, metrics), metrics, keys, open_routes)
+    metrics, can = metrics or Metrics(), capabilities(True, "auto", 16)
+    app = engine if remote else Contract(engine, lambda: can, metrics)
+    app = Auth(KeyCaps(app, metrics, remote), metrics, keys, open_routes)
     return RequestId(OneErrorShape(ClosedRoutes(BodyLimit(app, metrics, 1 << 24, 5), allow)))
 
 

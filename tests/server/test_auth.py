@@ -87,10 +87,10 @@ async def test_everything_else_is_a_401(headers: list[tuple[bytes, bytes]]) -> N
 
 async def test_a_megabyte_is_refused_at_once() -> None:
     app = with_headers(stack(Listener(), keyring()), (b"authorization", b"Bearer " + b"k" * (8 << 20)))
-    begun = time.perf_counter()
+    begun = time.process_time()
     for _ in range(20):
         assert (await call(app, "GET", "/v1/models")).status == 401
-    assert (time.perf_counter() - begun) / 20 < 0.05
+    assert (time.process_time() - begun) / 20 < 0.005
 
 
 @given(st.binary(max_size=600))

@@ -169,6 +169,22 @@ def test_a_database_that_breaks_leaves_the_keys_in_force(file: Path, caplog: pyt
     assert ring.lookup(key) is None
 
 
+def test_a_read_that_failed_is_tried_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, clock = make(store := Store(file)), Clock()
+    ring = Keyring(file, clock=clock)
+
+    def locked(self: Store, after: int = 0) -> list[object]:
+        raise sqlite3.OperationalError("database is locked")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "key_rows", locked)
+        store.revoke(str(token.id_of(key)))
+        clock.on()
+        assert ring.lookup(key)
+    clock.on()
+    assert ring.lookup(key) is None
+
+
 def test_limits_that_are_not_understood_close_the_key(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Store(file)
     key = make(store)
