@@ -26,7 +26,7 @@ class Engines:
         return any(upstream.up for upstream in self.all.values())
 
     def changed(self) -> None:
-        """Some engine went up or down."""
+        """Some engine may have gone up or down."""
         self.on_change(self.available)
 
     def choose(self, model: str | None, key: bytes | None, tried: Collection[str] = ()) -> Upstream | None:
@@ -60,9 +60,12 @@ class Engines:
         trials = [upstream.breaker.retry_in() for upstream in serving if upstream.up]
         return no_engine(min(trials, default=self._retry_seconds))
 
-    def models(self) -> bytes:
-        """``/v1/models`` of all engines that are up, each model once, as its engine tells it."""
-        data = {name: model for upstream in self._up() for name, model in (upstream.models or {}).items()}
+    def models(self) -> bytes | None:
+        """``/v1/models`` of all engines that are up, each model once, as its engine tells it; None: none tells."""
+        told = [upstream.models for upstream in self._up() if upstream.models is not None]
+        if not told:
+            return None
+        data = {name: model for models in told for name, model in models.items()}
         return json.dumps({"object": "list", "data": list(data.values())}, separators=(",", ":")).encode()
 
     def _up(self) -> Iterator[Upstream]:

@@ -40,7 +40,6 @@ class Health:
 
     async def check(self, session: aiohttp.ClientSession, upstream: Upstream) -> None:
         """Ask once, write down what was found."""
-        before = upstream.up
         try:
             upstream.found(*await self._ask(session, upstream))
             self._late[upstream.name] = 0
@@ -50,8 +49,7 @@ class Health:
                 upstream.found(False, "too slow to answer health checks")
         except Exception as error:  # whatever it is: the next check must come
             upstream.found(False, f"not reachable ({type(error).__name__}: {error})")
-        if upstream.up != before:
-            self._engines.changed()
+        self._engines.changed()
 
     async def _ask(self, session: aiohttp.ClientSession, upstream: Upstream) -> tuple[bool, str]:
         for path in ("/ready", "/health"):

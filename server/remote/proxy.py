@@ -34,8 +34,9 @@ class Proxy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 4404, "reason": "not through a gateway"})
-        if info(scope).route == "/v1/models" and scope["method"] == "GET":
-            return await _answer(send, self._engines.models())
+        listing = info(scope).route == "/v1/models" and scope["method"] == "GET"
+        if listing and (models := self._engines.models()) is not None:
+            return await _answer(send, models)
         out = await outgoing(scope, self._remote.key, self._remote.prefix_bytes)
         async with Departure(receive) as client:
             await self._exchange(scope, out, client, send)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -21,6 +22,8 @@ from thriftree.server.remote.proxy import Proxy
 from thriftree.server.remote.upstream import Upstream
 from thriftree.server.settings import Settings
 from thriftree.server.state import GatewayState
+
+_FILES = 65536  # open at once
 
 
 @asynccontextmanager
@@ -61,7 +64,16 @@ def main(settings: Settings, words: Sequence[str], console: Console) -> int:
     for url in settings.engine:
         Upstream(url, state.metrics)  # says what is wrong with it before the port is taken
     sock, url = take_port(args)
+    _raise_file_limit()
     return int(uvloop.run(_serve(settings, args, state, sock, url, console)))
+
+
+def _raise_file_limit() -> None:
+    """Every stream holds two connections, and shells begin with 1,024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(

@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from thriftree.server.app import build
+from thriftree.server.remote.engines import Engines
 from thriftree.server.remote.serving import running
 from thriftree.server.settings import Settings
 from thriftree.server.state import GatewayState
@@ -134,6 +135,7 @@ async def endless(engine: Engine, scope: Scope, receive: Receive, send: Send) ->
 class Gateway(Served):
     def __init__(self, settings: Settings) -> None:
         self.settings, self.state = settings, GatewayState()
+        self.engines: Engines
         super().__init__(build(settings, self.state))
 
     def metric(self, name: str, **labels: str) -> float:
@@ -146,7 +148,7 @@ async def gateway(*urls: str | Engine, **settings: Any) -> AsyncIterator[Gateway
     remote = {"health_seconds": 0.1, **settings.pop("remote", {})}
     engine = [url if isinstance(url, str) else url.url for url in urls]
     server = Gateway(Settings(engine=engine, remote=remote, **settings))
-    async with server, running(server.settings, server.state):
+    async with server, running(server.settings, server.state) as server.engines:
         yield server
 
 

@@ -206,6 +206,16 @@ async def test_ready_follows_health() -> None:
         assert front.state.phase == "draining"
 
 
+async def test_a_passing_refusal_between_two_checks_leaves_no_trace() -> None:
+    async with Engine() as engine, gateway(engine) as front:
+        upstream = next(iter(front.engines.all.values()))
+        for _ in range(5):
+            upstream.found(False, "refusing connections")
+            front.engines.changed()
+            assert front.state.phase == "no_engine"
+            await until(lambda: front.state.phase == "ready", 1)
+
+
 async def test_an_engine_that_hangs_is_found_out() -> None:
     async with Engine() as one, Engine() as two, gateway(one, two, remote={"connect_seconds": 0.2}) as front:
         for connection in list(one._server.server_state.connections):

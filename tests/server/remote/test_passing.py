@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import random
 
@@ -152,3 +153,40 @@ async def test_tokens_of_an_engine_that_counts_no_steps() -> None:
     async with Engine() as engine, gateway(engine) as front, httpx.AsyncClient(base_url=front.url) as client:
         await client.post(CHAT, json={"model": "tiny"})
         assert front.metric("tenant_tokens_total", tenant="default", kind="completion") == 2
+
+
+async def test_compressed_answers_stay_compressed() -> None:
+    packed = gzip.compress(b'{"choices":[]}')
+
+    async def handler(engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, 200, packed, (b"content-encoding", b"gzip"))
+
+    async with Engine(handler) as engine, gateway(engine) as front, httpx.AsyncClient(base_url=front.url) as client:
+        request = client.build_request("POST", CHAT, json={"model": "tiny"})
+        got = await client.send(request, stream=True)
+        assert b"".join([part async for part in got.aiter_raw()]) == packed
+        assert got.headers["content-encoding"] == "gzip"
+
+
+async def test_the_engine_sees_no_header_that_the_client_did_not_send() -> None:
+    async with Engine() as engine, gateway(engine) as front:
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        writer.write(
+            f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-length: 2\r\nx-odd: \xff\r\n\r\n{{}}".encode("latin-1")
+        )
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        seen = {name: value for name, value in engine.scopes[0]["headers"]}
+        assert seen.keys() == {b"host", b"content-length", b"x-request-id"}
+        assert seen[b"host"] == f"127.0.0.1:{engine.port}".encode() and seen[b"content-length"] == b"2"
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "HEAD"])
+async def test_other_methods_are_the_engines_business(method: str) -> None:
+    async def handler(engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": [(b"x-method", scope["method"].encode())]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with Engine(handler) as engine, gateway(engine) as front, httpx.AsyncClient(base_url=front.url) as client:
+        got = await client.request(method, CHAT)
+        assert (got.status_code, got.headers["x-method"]) == (204, method)

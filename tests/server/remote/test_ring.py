@@ -26,7 +26,8 @@ def test_order_names_everyone_once(names: list[str], key: bytes) -> None:
 def test_order_of_the_flags_does_not_matter(names: list[str], random: object) -> None:
     shuffled = list(names)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert [owner(Ring(names), key) for key in KEYS[:50]] == [owner(Ring(shuffled), key) for key in KEYS[:50]]
+    one, other = Ring(names), Ring(shuffled)
+    assert [owner(one, key) for key in KEYS[:50]] == [owner(other, key) for key in KEYS[:50]]
 
 
 @given(NAMES)

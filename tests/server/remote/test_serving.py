@@ -17,6 +17,7 @@ from tests.server.live import COMMAND, _environment
 from tests.server.remote.loopback import Engine, until
 from thriftree.server.errors import StartError
 from thriftree.server.remote.args import parse, take_port
+from thriftree.server.remote.engines import Engines
 from thriftree.server.remote.upstream import Upstream
 from thriftree.server.settings import Settings, load
 from thriftree.server.state import GatewayState
@@ -115,8 +116,10 @@ def test_a_start_that_cannot_be_says_why_in_one_line() -> None:
     assert "--dtype" in done.stderr
 
 
-def test_the_model_list_of_engines_is_json(tmp_path: Path) -> None:
-    from thriftree.server.remote.engines import Engines
-
-    one = Upstream("http://a", GatewayState().metrics)
-    assert json.loads(Engines([one], 1).models()) == {"object": "list", "data": []}
+def test_the_model_list_of_engines_is_json() -> None:
+    told, silent = (Upstream(url, GatewayState().metrics) for url in ("http://a", "http://b"))
+    told.up = silent.up = True
+    engines = Engines([told, silent], 1)
+    assert engines.models() is None
+    told.models = {"m": {"id": "m"}}
+    assert json.loads(engines.models() or b"") == {"object": "list", "data": [{"id": "m"}]}
