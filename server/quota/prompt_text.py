@@ -76,7 +76,8 @@ def _read(one: Any, found: Prompt, todo: list[Any]) -> None:
         else:
             todo += one
     elif isinstance(one, dict):
-        if one.get("type") in _MEDIA or "image_url" in one:
+        kind = one.get("type")
+        if (isinstance(kind, str) and kind in _MEDIA) or "image_url" in one:
             found.media += 1
         else:
             todo += [part for name, part in one.items() if name not in _NOT_TEXT]

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thriftree.server.quota.prompt_text import FIELDS, prompt_of, prompts_in
@@ -17,9 +17,10 @@ from thriftree.zoo import tiny
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 10_000}}
+NAMES = st.sampled_from(["role", "type", "content", "text", "image_url", "tool_calls", "function", "arguments"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.text(max_size=5), inner, max_size=4),
     max_leaves=12,
 )
 
@@ -130,6 +131,7 @@ async def test_many_values_are_all_counted(count: TokenizerCounter) -> None:
     assert await rough("/v1/embeddings", body) == 25_000
 
 
+@settings(max_examples=400)
 @given(st.dictionaries(st.sampled_from([*FIELDS, "chat_template_kwargs", "n"]), JSON, max_size=4))
 async def test_nothing_fails(body: dict[str, Any]) -> None:
     count = TokenizerCounter(_shared())
