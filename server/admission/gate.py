@@ -67,7 +67,7 @@ class Gate:
         """
         if self._closed is not None:
             raise self._stopping()
-        if self._full() or self.queue.requests:
+        if self._full():  # as it is while anybody waits
             return False
         self.running += 1
         if self.running == self._limit:

@@ -50,6 +50,7 @@ class _Watch:
         self._receive, self._send = receive, send
         self._start: Message | None = None  # of a stream: held until its first chunk, for a 408 is a status
         self._timer: asyncio.TimerHandle | None = None
+        self._asked = False
         self._listening: list[asyncio.Timeout] = []
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
@@ -71,6 +72,9 @@ class _Watch:
             raise self._course.missed(self.missed)
 
     async def receive(self) -> Message:
+        if self.missed is None and not self._asked:  # for the body: that has its own limit
+            self._asked = True
+            return await self._receive()
         if self.missed is None:
             listening = asyncio.timeout(None)
             try:

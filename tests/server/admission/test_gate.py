@@ -23,7 +23,11 @@ async def soon() -> None:
 
 
 def queue_up(gate: Gate, tenant: str = "a", priority: int = 0, cost: int = 10) -> asyncio.Task[None]:
-    return asyncio.create_task(gate.wait(tenant, 1, priority, cost))
+    async def patiently() -> None:
+        async with asyncio.timeout(5):
+            await gate.wait(tenant, 1, priority, cost)
+
+    return asyncio.create_task(patiently())
 
 
 def filled(running: int = 1, **more: Any) -> Gate:

@@ -1,0 +1,137 @@
+"""Clients that leave and deadlines that pass, on a real engine: it must stop working for them."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.live import LiveServer
+from thriftree.zoo import smollm2
+
+pytestmark = pytest.mark.live
+TALE = "Tell me a very long story about a ship."
+CHAT = {"messages": [{"role": "user", "content": TALE}], "max_tokens": 1500, "ignore_eos": True}
+ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", CHAT),
+    "chat, n=2": ("/v1/chat/completions", {**CHAT, "n": 2, "temperature": 0.9}),
+    "completions": ("/v1/completions", {"prompt": TALE, "max_tokens": 1500, "ignore_eos": True}),
+    "responses": ("/v1/responses", {"input": TALE, "max_output_tokens": 1500, "ignore_eos": True}),
+    "messages": ("/v1/messages", {**CHAT, "model": smollm2.NAME, "max_tokens": 1500}),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    smollm2.ensure()
+    flags = ["--admission-max-running", "4", "--admission-max-queue", "16", "--deadlines-between-tokens", "60"]
+    with LiveServer(tmp_path_factory.mktemp("server"), flags) as live:
+        yield live
+    assert live.code == 0, live.console
+
+
+def running(server: LiveServer) -> float:
+    return server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting")
+
+
+def busy(server: LiveServer) -> bool:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        if running(server) >= 1:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def rest(server: LiveServer) -> None:
+    assert server.wait_idle()
+    assert server.metric("thriftree_running") == 0 == server.metric("thriftree_queue_depth")
+    assert server.metric("vllm:kv_cache_usage_perc") == 0
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_is_aborted_at_once(server: LiveServer, route: str, stream: bool) -> None:
+    path, body = ROUTES[route]
+    body = {**body, "stream": stream}
+    aborted = server.metric("vllm:request_success_total")
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        closing = threading.Thread(target=_ask, args=(client, path, body, stream))
+        closing.start()
+        assert busy(server)
+        time.sleep(0.3)
+        client.close() if stream else _cut(client)
+        left = time.monotonic()
+        while running(server):
+            assert time.monotonic() - left < 2, "still generating"
+            time.sleep(0.01)
+        took = time.monotonic() - left
+        closing.join()
+    print(f"\n{route}, stream={stream}: engine at rest {1e3 * took:.0f} ms after the client left")
+    assert took < 1  # a step of the engine and its statistics included
+    assert server.metric("vllm:request_success_total") >= aborted
+    rest(server)
+
+
+def _ask(client: httpx.Client, path: str, body: dict[str, Any], stream: bool) -> None:
+    try:
+        with client.stream("POST", path, json=body) as answer:
+            for _ in answer.iter_bytes():
+                pass
+    except Exception:  # its connection is closed under it: that is the point
+        pass
+
+
+def _cut(client: httpx.Client) -> None:
+    client.close()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_aborts_in_the_engine(server: LiveServer, route: str, stream: bool) -> None:
+    path, body = ROUTES[route]
+    begun = time.monotonic()
+    answer = httpx.post(
+        f"{server.url}{path}", json={**body, "stream": stream}, headers={"x-thriftree-timeout": "1.5"}, timeout=30
+    )
+    assert 1.4 <= time.monotonic() - begun < 3
+    text = answer.text
+    if stream and answer.status_code == 200:
+        error = json.loads(text.rstrip().rpartition("data: ")[2])["error"]
+    else:
+        assert answer.status_code == 408
+        error = answer.json()["error"]
+    assert error["code"] == "deadline_total" and set(error) == {"message", "type", "param", "code"}
+    rest(server)
+
+
+def test_a_crowd_that_vanishes_leaves_nothing(server: LiveServer) -> None:
+    chance = random.Random(1)
+
+    def vanish(index: int) -> int:
+        path, body = ROUTES[chance.choice(list(ROUTES))]
+        patience = httpx.Timeout(chance.uniform(0.05, 1.5), connect=5)
+        try:
+            with (
+                httpx.Client(timeout=patience) as client,
+                client.stream("POST", f"{server.url}{path}", json={**body, "stream": index % 2 == 0}) as answer,
+            ):
+                for _, _ in zip(range(chance.randint(0, 20)), answer.iter_bytes(), strict=False):
+                    pass
+                return answer.status_code
+        except httpx.TimeoutException:
+            return 0
+
+    with ThreadPoolExecutor(40) as pool:
+        statuses = set(pool.map(vanish, range(200)))
+    assert {0, 429} <= statuses <= {0, 200, 429}
+    rest(server)
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json={**CHAT, "max_tokens": 4}, timeout=60)
+    assert answer.status_code == 200
