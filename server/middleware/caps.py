@@ -39,7 +39,7 @@ class KeyCaps:
                 scope = await _held(scope, request, caps, self.remote)
             except ApiError as error:
                 if error.status == 403:
-                    self.metrics.bound(self.metrics.rejected, "not_allowed").inc()
+                    self.metrics.bound(self.metrics.rejected, error.code).inc()
                 raise
         await self.app(scope, receive, send)
 

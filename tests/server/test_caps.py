@@ -100,7 +100,7 @@ async def test_refusals_name_the_field(caps: Caps, body: Any, status: int, code:
     error = answer.json["error"]
     assert (answer.status, error["code"], error["param"]) == (status, code, param)
     assert engine.seen == []
-    assert metrics.rejected.labels("not_allowed")._value.get() == (1 if status == 403 else 0)
+    assert metrics.rejected.labels(code)._value.get() == (1 if status == 403 else 0)
 
 
 async def test_the_priority_header_is_no_way_around() -> None:
