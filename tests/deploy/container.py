@@ -84,8 +84,8 @@ def run(folder: Path, inside: Path, environment: Mapping[str, str], command: str
     )
     (folder / "outer.sh").write_text(_OUTER.format(python=PYTHON, path=_PATH))
     return subprocess.run(
-        ["unshare", "--mount", "bash", "-eux", str(folder / "outer.sh")],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-eux", str(folder / "outer.sh")],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=1500,
     )  # fmt: skip
 
 

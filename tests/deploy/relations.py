@@ -138,6 +138,8 @@ def nobody_is_root(objects: Objects) -> Complaints:
         wanted = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
         if own != wanted:
             yield f"container: {own}"
+        if spec.get("enableServiceLinks", True) and spec is pods[0]:
+            yield "services of the namespace would set THRIFTREE_* and VLLM_* variables"
         if not spec["containers"][0]["resources"]["limits"].get("memory"):
             yield "no limit of memory"
 

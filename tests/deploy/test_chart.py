@@ -192,6 +192,7 @@ MUTANTS = {
     "a wrong port": ("_container.tpl", "--port=8000", "--port=8080"),
     "loopback": ("_container.tpl", "--host=0.0.0.0", "--host=127.0.0.1"),
     "a writable root": ("_container.tpl", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
+    "variables of services": ("_pod.tpl", "enableServiceLinks: false", "enableServiceLinks: true"),
     "another user": ("_pod.tpl", "runAsUser: 10001", "runAsUser: 1000"),
     "no folder for the cache": ("_container.tpl", "/home/thriftree/.cache", "/root/.cache"),
     "keys elsewhere": ("_container.tpl", "mountPath: /etc/thriftree-keys", "mountPath: /etc/keys"),

@@ -102,8 +102,9 @@ def test_requirements_come_from_the_project(engine: str, tmp_path: Path) -> None
 def test_the_image_builds_and_serves_from_a_read_only_root(tmp_path: Path) -> None:
     """Minutes: every step of the CPU image; then user 10001, no privileges, no network, three writable folders."""
     environment = container.environment(STAGES["cpu"], "") | {"HEALTH": shlex.join(container.health_check(final()))}
-    words = [*container.command_line(final()), "--auth-open", "true"]
-    done = container.run(tmp_path, Path(__file__).parent / "inside.sh", environment, shlex.join(words))
+    environment["THRIFTREE_AUTH__DATABASE"] = "/data/keys.db"
+    command = shlex.join(container.command_line(final()))
+    done = container.run(tmp_path, Path(__file__).parent / "inside.sh", environment, command)
     (tmp_path / "disk.img").unlink(missing_ok=True)
     assert done.returncode == 0, done.stdout[-6000:]
     for said in (r"healthy after \d+ s", r"ready after \d+ s", '"usage"', "stopped with 0"):

@@ -1,6 +1,7 @@
 {{- define "thriftree.pod" -}}
 serviceAccountName: {{ include "thriftree.serviceAccount" . }}
 automountServiceAccountToken: false
+# Else a service called thriftree or vllm would set variables with the names of settings (VLLM_PORT).
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ add .Values.preStopSeconds .Values.drainSeconds .Values.stopSeconds }}
 securityContext:
