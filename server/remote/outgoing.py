@@ -30,15 +30,17 @@ async def outgoing(scope: Scope, remote_key: str | None, prefix_bytes: int) -> O
     body = parsed = None
     if request.body is not None:
         body, parsed = await request.body.read(), await request.body.parsed()
-    model = parsed.get("model") if isinstance(parsed, dict) else None
+    named = parsed.get("model") if isinstance(parsed, dict) else None
+    model = named if isinstance(named, str) else None
     return Outgoing(
         method=scope["method"],
         target=_target(scope),
         headers=headers,
         body=body,
-        model=model if isinstance(model, str) else None,
+        model=model,
         key=prefix_key(parsed, prefix_bytes),
-        asks_all=request.route.startswith("/v1/responses"),  # stored in the engine that made it
+        # A stored response is where it was made; a form's model is not read; of mixed engines some lack a route.
+        asks_all=model is None or request.route.startswith("/v1/responses"),
     )
 
 

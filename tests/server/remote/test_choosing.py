@@ -86,6 +86,18 @@ async def test_a_model_whose_only_engine_is_down_is_not_unknown() -> None:
             assert (await client.post(CHAT, json={"model": "one"})).status_code == 503
 
 
+async def test_a_route_that_only_some_engines_have() -> None:
+    async def knows_not(engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, 404, b'{"detail":"Not Found"}')
+
+    async with Engine(knows_not) as a, Engine() as b, gateway(a, b) as front, web(front) as client:
+        for _ in range(4):
+            assert (await client.get("/v1/thrift/methods")).json()["port"] == b.port
+        got = await client.post(CHAT, json={"model": "tiny", **chat("to a")})
+        assert got.status_code in (200, 404)  # with a model the first engine's word stands
+        assert front.metric("upstream_retries_total", reason="not_found") == a.asked - (got.status_code == 404)
+
+
 async def test_a_stored_response_is_found_wherever_it_is() -> None:
     async def knows(engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
         await answer(send, 200, b'{"id":"resp_1"}')
