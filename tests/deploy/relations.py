@@ -41,7 +41,7 @@ def kubernetes_takes_them(objects: Objects) -> Complaints:
             if made["kind"] in _CRDS:
                 jsonschema.validate(made, _CRDS[made["kind"]])
             else:
-                for version in ("1.31", "1.37"):
+                for version in ("1.27", "1.37"):
                     kubernetes_validate.validate(made, version, strict=True)
         except (jsonschema.ValidationError, kubernetes_validate.ValidationError) as error:
             yield f"{made['kind']}: {error.message}"
