@@ -119,7 +119,7 @@ class RedisLimiter:
         except _Failed as error:
             self._silent_until = monotonic() + _PAUSE
             self._failed()
-            self._tell(False, f": {error!r}")
+            self._tell(False, f": {type(error).__name__} {error}".rstrip())
             return None
         self._tell(True)
         return answer

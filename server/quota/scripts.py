@@ -73,12 +73,12 @@ return 0
 """
 )
 
-#: KEYS: slots. ARGV: life, leases that still run.
+#: KEYS: slots. ARGV: life, leases that still run. XX: one that was given back meanwhile stays so.
 REFRESH = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 for i = 2, #ARGV do
-  redis.call('ZADD', KEYS[1], string.format('%.0f', now + tonumber(ARGV[1])), ARGV[i])
+  redis.call('ZADD', KEYS[1], 'XX', string.format('%.0f', now + tonumber(ARGV[1])), ARGV[i])
 end
 redis.call('PEXPIRE', KEYS[1], math.ceil(tonumber(ARGV[1]) / 1000))
 return 0

@@ -36,7 +36,7 @@ async def replica(server: RedisServer) -> AsyncIterator[Replica]:
     made: list[RedisLimiter] = []
 
     async def make(**kwargs: Any) -> RedisLimiter:
-        made.append(RedisLimiter(server.url, **{"timeout": 0.5, **kwargs}))
+        made.append(RedisLimiter(server.url, **{"timeout": 5, **kwargs}))
         await made[-1].start()
         return made[-1]
 
@@ -122,15 +122,15 @@ async def test_every_key_is_prefixed_and_expires(replica: Replica) -> None:
 
 async def test_slots_of_a_replica_that_died_come_back_those_of_a_live_one_stay(replica: Replica) -> None:
     limits = plan(Quota(concurrent=2))
-    dying, living = await replica(lease_seconds=0.6), await replica(lease_seconds=0.6)
+    dying, living = await replica(lease_seconds=1.2), await replica(lease_seconds=1.2)
     assert isinstance(await dying.admit(limits, 0), Grant)
     kept = await living.admit(limits, 0)
     assert isinstance(kept, Grant)
-    await asyncio.sleep(0.9)  # both renew
+    await asyncio.sleep(1.5)  # both renew
     assert isinstance(await living.admit(limits, 0), Refusal)
     assert dying._beat is not None
     dying._beat.cancel()
-    await asyncio.sleep(0.9)
+    await asyncio.sleep(1.5)
     assert isinstance(await living.admit(limits, 0), Grant)
     assert isinstance(await living.admit(limits, 0), Refusal)
     living.finish(kept, 0)
@@ -138,8 +138,18 @@ async def test_slots_of_a_replica_that_died_come_back_those_of_a_live_one_stay(r
     assert isinstance(await living.admit(limits, 0), Grant)
 
 
-async def test_a_request_cancelled_while_it_asks_leaves_no_slot_behind(replica: Replica) -> None:
+async def test_a_renewal_that_comes_late_does_not_bring_a_slot_back(replica: Replica) -> None:
     limits, limiter = plan(Quota(concurrent=1)), await replica()
+    grant = await limiter.admit(limits, 0)
+    assert isinstance(grant, Grant)
+    limiter.finish(grant, 0)
+    await settled(limiter)
+    assert await limiter._ask(limiter._refresh, limiter._keys(limits), [1_000_000, grant.lease]) == 0
+    assert await keys(limiter) == set()
+
+
+async def test_a_request_cancelled_while_it_asks_leaves_no_slot_behind(replica: Replica) -> None:
+    limits, limiter = plan(Quota(concurrent=1)), await replica(timeout=1.0)
     for delay in (0.0, 0.0002, 0.0005, 0.001, 0.002):
         asking = asyncio.create_task(limiter.admit(limits, 0))
         await asyncio.sleep(delay)
@@ -154,7 +164,7 @@ async def test_a_request_cancelled_while_it_asks_leaves_no_slot_behind(replica: 
 async def test_a_request_that_redis_grants_after_it_was_cancelled_leaves_no_slot_behind(
     server: RedisServer, replica: Replica
 ) -> None:
-    limits, limiter = plan(Quota(concurrent=1)), await replica()
+    limits, limiter = plan(Quota(concurrent=1)), await replica(timeout=1.0)
     first = await limiter.admit(limits, 0)  # Redis knows the script from here on
     assert isinstance(first, Grant)
     limiter.finish(first, 0)
@@ -181,10 +191,10 @@ async def test_redis_that_is_killed_and_comes_back(
     server.kill()
     begun = time.monotonic()
     outcomes = [await limiter.admit(limits, 0) for _ in range(12)]
-    assert time.monotonic() - begun < 0.9  # one wait at most, not twelve
+    assert time.monotonic() - begun < 0.9 and len(failures) == 1  # one asked, twelve did not wait
     grants = [outcome for outcome in outcomes if isinstance(outcome, Grant)]
     assert len(grants) == 10 and all(grant.local for grant in grants)  # counted here meanwhile
-    assert len(failures) == 1 and caplog.text.count("does not answer") == 1
+    assert caplog.text.count("does not answer") == 1
     for grant in (before, *grants):
         assert isinstance(grant, Grant)
         limiter.finish(grant, 0)
@@ -204,13 +214,13 @@ async def test_refusing_without_redis(server: RedisServer, replica: Replica) -> 
 
 
 async def test_a_redis_that_hangs_costs_one_short_wait(server: RedisServer, replica: Replica) -> None:
-    limiter = await replica()
+    limiter = await replica(timeout=0.5)
     server.process.send_signal(signal.SIGSTOP)
     begun = time.monotonic()
     outcomes = [await limiter.admit(plan(Quota(requests_per_minute=30)), 0) for _ in range(5)]
     took = time.monotonic() - begun
     server.process.send_signal(signal.SIGCONT)
-    assert 0.45 < took < 0.9 and all(isinstance(one, Grant) and one.local for one in outcomes)
+    assert 0.45 < took < 1.5 and all(isinstance(one, Grant) and one.local for one in outcomes)
 
 
 async def test_scripts_survive_a_flushed_cache(replica: Replica) -> None:
