@@ -47,6 +47,7 @@ def test_a_file(tmp_path: Path) -> None:
         ("keys: [sk-secret]", "entry 1: an entry: must be an object"),
         ("keys: [{key: 12}]", "entry 1: key: must be text"),
         ("keys: [{sk-secret-0123456789: x}]", "entry 1: a member: unknown"),
+        ("keys: [{secretsecretsecret: x}]", "entry 1: a member: unknown"),
         ("keys: [{tenant: acme}]", "entry 1: key"),
         ("keys: [{key: a}, {key: a}]", "entry 2: the same key"),
         ("keys: [{key: a, name: x}, {key: b, name: x}]", "entry 2: the same key or name"),
