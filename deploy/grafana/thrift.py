@@ -75,8 +75,8 @@ _SAVED = Row(
             "short",
             tuple(
                 Query(
-                    f"histogram_quantile({q}, sum by (le) "
-                    f"(rate(thriftree_tokens_per_step_bucket{_HERE}[$__rate_interval])))",
+                    f"clamp_min(histogram_quantile({q}, sum by (le) "
+                    f"(rate(thriftree_tokens_per_step_bucket{_HERE}[$__rate_interval]))), 1)",
                     f"p{round(q * 100)}",
                 )
                 for q in (0.1, 0.5, 0.9)

@@ -201,6 +201,7 @@ async def test_before_and_after_ready(gateway: Gateway) -> None:
     assert 'thriftree_rejected_total{reason="starting"} 1.0' in text and "thriftree_ready 0.0" in text
     state.engine_app, state.phase = FakeEngine([b"{}"]), "ready"
     assert (await call(app, "GET", "/ready")).json == {"status": "ready"}
+    assert b"thriftree_ready 1.0" in (await call(app, "GET", "/metrics")).body
     state.phase = "draining"
     assert (await call(app, "GET", "/ready")).json["error"]["code"] == "draining"
 
