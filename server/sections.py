@@ -49,6 +49,9 @@ class Speculation(BaseModel):
     memory_mib: int = Field(default=64, ge=1, description="memory for all drafters' state, in MiB")
     adaptive: bool = Field(default=True, description="let measured step cost choose the nodes; false: always max_nodes")
     seed_share: float = Field(default=0.125, ge=0, le=1, description="share of a prompt's rows that teach the drafter")
+    linear: Literal["auto", "stock"] = Field(
+        default="auto", description="linear layers of few rows: ours where faster (weights held twice), or vLLM's"
+    )
 
     @field_validator("method")
     @classmethod

@@ -10,10 +10,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from thriftree.kernels.tree_attention import build, layout
+from thriftree.kernels import build
+from thriftree.kernels.tree_attention import layout
 
 logger = logging.getLogger(__name__)
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+LIBRARY = build.Library(
+    "tree_attention",
+    sources=("tree_attention/cpu.c", "tree_attention/commit.c"),
+    headers=("tree_attention/tile.h", "tree_attention/work.h", "tree_attention/gemm.h", "simd.h"),
+)
 
 _POINTERS = ("block_table", "row_start", "row_count", "ctx", "depth", "ancestors")
 _STEP = ("table_stride", "table_width", "words")
@@ -41,7 +48,7 @@ def library() -> ctypes.PyDLL | None:
     """The kernel, or None (with a warning, once) where it cannot be built."""
     try:
         # PyDLL keeps the interpreter lock: a call is shorter than one lock hand-over.
-        loaded = ctypes.PyDLL(str(build.library()))
+        loaded = ctypes.PyDLL(str(build.library(LIBRARY)))
     except (build.NoCompiler, OSError) as error:
         logger.warning("thriftree: tree attention falls back to torch (slower): %s", error)
         return None

@@ -1,6 +1,6 @@
 /* The two small products of attention. Both keep a block of rows x vectors in registers and stream the cache once. */
 #pragma once
-#include "simd.h"
+#include "../simd.h"
 
 #define MAX_ROWS 6
 /* Vectors per register block: few rows take long blocks (linear reads of the cache), many rows take short ones. */

@@ -1,7 +1,7 @@
 /* What a call is about, and how its work is cut for the threads. */
 #pragma once
 #include <stdlib.h>
-#include "simd.h"
+#include "../simd.h"
 
 #define TILE 128         /* most tokens of context taken at once; the scores of CHUNK rows stay in L1 */
 #define GRAIN 32         /* tokens at whose multiples a context may be cut */

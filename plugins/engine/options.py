@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 DEFAULT_METHOD = "auto"
 
@@ -23,6 +23,8 @@ class SpeculationOptions:
     adaptive: bool = True
     #: Prompt rows that teach the drafter, as a share of a prefill step's rows (each costs one row of the LM head).
     seed_share: float = 0.125
+    #: Linear layers of few rows: ours where measured faster (the weights are held twice then), or vLLM's alone.
+    linear: Literal["auto", "stock"] = "auto"
 
     @classmethod
     def of(cls, additional_config: Mapping[str, Any]) -> SpeculationOptions:
@@ -42,4 +44,6 @@ class SpeculationOptions:
             raise ValueError(f"thriftree.speculation.memory_mib must be at least 1, not {options.memory_mib}")
         if not 0 <= options.seed_share <= 1:
             raise ValueError(f"thriftree.speculation.seed_share must be 0..1, not {options.seed_share}")
+        if options.linear not in ("auto", "stock"):
+            raise ValueError(f"thriftree.speculation.linear must be auto or stock, not {options.linear!r}")
         return options

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from thriftree.plugins.engine.cpu_attention import GroupCommit, TreeBackend, TreeMetadataBuilder
 from thriftree.plugins.engine.proposer import TreeProposer
+from thriftree.plugins.engine.seam import replaced
 from thriftree.plugins.engine.step import TreeStep, plan_step
 from thriftree.plugins.engine.tree_tokens import TreeTokens, as_tree
 from thriftree.plugins.engine.verify import verify
@@ -45,7 +45,7 @@ class TreeRunnerMixin(Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # vLLM builds no min_p, logit_bias or custom processors under speculation, since its rejection sampler cannot
         # apply them. A level of a tree is a plain sampler call, so all of them hold here.
-        with patch.object(gpu_model_runner, "build_logitsprocs", _all_processors):
+        with replaced(gpu_model_runner, "build_logitsprocs", _all_processors):
             super().__init__(*args, **kwargs)
         self._commits: list[GroupCommit] = []
 

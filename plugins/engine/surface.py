@@ -15,6 +15,10 @@ from typing import Any
 PINNED = "0.32.0"
 
 SURFACE = {
+    "vllm._custom_ops:create_onednn_mm": "426e2e8b0008",
+    "vllm._custom_ops:onednn_mm": "f95fca4ee62a",
+    "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm": "5e1cd3dd5960",
+    "vllm.v1.worker.gpu_worker:Worker.load_model": "f1eb5cc018ea",
     "vllm.platforms.cpu:CpuPlatform.check_and_update_config": "2ce8cfbcdbc2",
     "vllm.sampling_params:SamplingParams._validate_spec_decode": "854bf47caed5",
     "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackend.get_builder_cls": "83519f447938",

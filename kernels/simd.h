@@ -7,6 +7,8 @@
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -67,6 +69,20 @@ INLINE vf vmax(vf a, vf b) {
     return (vf)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return pick((vi)(a > b), a, b);
+#endif
+}
+
+/* a * b + c, rounded once wherever the machine can: the compiler may split a sum of products where it thinks that faster,
+ * and differently for each number of rows. */
+INLINE vf vfma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
 #endif
 }
 
