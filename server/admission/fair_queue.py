@@ -90,6 +90,7 @@ class FairQueue:
         self._finished: dict[str, float] = {}  # of tenants that do not wait, where it is still ahead of `_now`
         self._prune_at = 16
         self._now = 0.0
+        self._weight = 0.0  # of all tenants that wait
         self._turns = count()
 
     def __len__(self) -> int:
@@ -154,6 +155,7 @@ class FairQueue:
         start = max(self._now, self._finished.pop(tenant, 0.0))
         held = _Tenant(tenant, weight, start, next(self._turns))
         insort(self._order, (held.start, held.turn, held))
+        self._weight += weight
         return held
 
     def _take(self, held: _Tenant, entry: Entry) -> None:
@@ -165,9 +167,10 @@ class FairQueue:
     def _leave(self, held: _Tenant) -> None:
         """A tenant has nothing waiting: keep only what it is ahead of the others, and nothing when all are gone."""
         del self._tenants[held.name]
+        self._weight -= held.weight
         if not self._tenants:
             self._finished.clear()
-            self._now = 0.0
+            self._now = self._weight = 0.0
             return
         if held.start > self._now:
             self._finished[held.name] = held.start
@@ -206,8 +209,7 @@ class FairQueue:
 
     def _weights(self, entry: Entry) -> float:
         """Of all that wait, the newcomer included."""
-        others = sum(held.weight for held in self._tenants.values() if held.name != entry.tenant)
-        return others + entry.weight
+        return self._weight + (0 if entry.tenant in self._tenants else entry.weight)
 
     def _held(self, held: _Tenant) -> float:
         return self._share(held.requests, held.tokens) / held.weight

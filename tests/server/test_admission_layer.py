@@ -10,6 +10,7 @@ from tests.server.flow import CHAT, Client
 from tests.server.stack import Stack
 from thriftree.benchmarks.gateway_engine import TokenClock
 from thriftree.server.admission.gate import Gate
+from thriftree.server.body import Body
 from thriftree.server.principal import Caps, Principal
 from thriftree.server.sections import Deadlines
 
@@ -144,6 +145,17 @@ async def test_closing_answers_503_also_to_those_who_wait() -> None:
         assert (client.status, client.error["code"], client.headers["retry-after"]) == (503, "draining", "7")
     first.leave()
     await first.task
+
+
+async def test_who_watched_for_a_client_passes_on_that_it_left() -> None:
+    inbox = [{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return inbox.pop(0)
+
+    body = Body({"headers": []}, receive, 100, 5)
+    await body.gone()
+    assert [(await body())["type"] for _ in range(3)] == ["http.request", "http.disconnect", "http.disconnect"]
 
 
 async def test_slow_senders_hold_no_place() -> None:

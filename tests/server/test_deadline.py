@@ -136,6 +136,26 @@ async def test_a_client_that_does_not_read_is_ended() -> None:
     assert (await client.task).error["code"] == "deadline_between_tokens"
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_what_an_app_says_as_it_leaves_is_not_heard(begun: bool) -> None:
+    """vLLM's handlers return None when their client has left, which the framework answers with 200 and `null`."""
+
+    async def null(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+        if begun:
+            await send(start)
+            await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        assert (await receive())["type"] == "http.disconnect"
+        if not begun:
+            await send({**start, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": b"null"})
+
+    client = await Client(stack(null, total=0.05), STREAM).task
+    assert client.status == (200 if begun else 408) and b"null" not in client.body.replace(b'"param": null', b"")
+    assert client.error["code"] == "deadline_total"
+
+
 async def test_an_app_that_does_not_listen_is_cancelled() -> None:
     ended: list[str] = []
 

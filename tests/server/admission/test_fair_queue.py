@@ -196,6 +196,7 @@ class Traffic(RuleBasedStateMachine):
         assert queue.tokens == sum(entry.cost for entry in self.waiting)
         assert queue.tokens <= 2000 or queue.requests == 1
         assert len(queue._order) == len(queue._tenants) == len({entry.tenant for entry in self.waiting})
+        assert queue._weight == sum(WEIGHTS[name] for name in queue._tenants)
         if not self.waiting:
             assert not (queue._order or queue._tenants or queue._finished or queue._now)
 
