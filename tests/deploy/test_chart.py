@@ -15,11 +15,13 @@ import yaml
 from yamllint import linter
 from yamllint.config import YamlLintConfig
 
+from helm import generate
 from tests.deploy import helm_cli, relations
 from tests.deploy.chart_values import EVERYTHING, GATEWAY, GPU, MONITORED, SETS
 from tests.deploy.helm_cli import CHART, HelmError, only, template
 from thriftree.server import vllm_args
 from thriftree.server.metrics import Metrics
+from thriftree.server.settings import leaves
 
 
 @pytest.fixture(scope="module", params=SETS)
@@ -111,6 +113,16 @@ def test_settings_arrive_as_they_were_said(everything: relations.Objects) -> Non
     assert settings.limits.max_body_bytes == 1_000_000 and settings.admission.max_queue_tokens == 2_000_000
     assert settings.vllm == {"max-model-len": 1_000_000, "trust-remote-code": False}
     assert settings.drain_timeout == 120
+
+
+def test_what_the_chart_sets_cannot_be_set_twice(rendered: relations.Objects) -> None:
+    """A variable or a flag would win over the same setting in `settings` unseen: the schema refuses it there."""
+    names = {"_".join(path): ".".join(path) for path, _ in leaves()}
+    variables = {entry["name"].removeprefix("THRIFTREE_").lower() for entry in relations.server(rendered)["env"]}
+    flags = {word.partition("=")[0].lstrip("-") for word in relations.server(rendered)["args"]}
+    said = {name.replace("__", "_") for name in variables} | {name.replace("-", "_") for name in flags}
+    found = {names[name] for name in said & names.keys()}
+    assert "drain_timeout" in found and found <= generate.OWNED.keys()
 
 
 def test_changed_settings_start_new_pods() -> None:
