@@ -44,7 +44,12 @@ class Proxy:
             info(scope).left = True
 
     async def _exchange(self, scope: Scope, out: Outgoing, client: Departure, send: Send) -> None:
-        attempt, response = await self._attempts.first_answer(out)
+        try:
+            attempt, response = await self._attempts.first_answer(out)
+        except ApiError as error:
+            if error.code == "no_engine":
+                self._metrics.bound(self._metrics.rejected, error.code).inc()
+            raise
         request = info(scope)
         passage = _Passage(response, client, send)
         outcome = "left"  # also for whoever cancels this

@@ -231,6 +231,7 @@ async def test_the_breaker_opens_and_the_engine_is_tried_again() -> None:
         for _ in range(6):
             got = await ask(front)
         assert got.status_code == 503 and got.headers["retry-after"] == "1"
+        assert front.metric("rejected_total", reason="no_engine") >= 1
         assert front.metric("upstream_breaker_open", engine=one.url) == 1 and len(deaths) <= 6
         one.handler = plain
         await asyncio.sleep(1.05)

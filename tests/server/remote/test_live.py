@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Stream(threading.Thread):
 
     def run(self) -> None:
         messages = [{"role": "user", "content": self.prompt}]
-        body = {"model": smollm2.NAME, "messages": messages, "max_tokens": 600, "ignore_eos": True, "stream": True}
+        body = {"model": smollm2.NAME, "messages": messages, "max_tokens": 400, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", self.url + CHAT, json=body, timeout=120) as got:
             for line in got.iter_lines():
                 if line.startswith("data: "):
@@ -73,12 +73,17 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[K
     smollm2.ensure()
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with ExitStack() as stack:
-        made = []
-        for name in ("one", "two"):
-            (tmp_path / name).mkdir()
-            made.append(stack.enter_context(Killable(tmp_path / name, ["--max-num-seqs", "4", "--enforce-eager"])))
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        made.append(Killable(tmp_path / name, ["--max-num-seqs", "4", "--enforce-eager"]))
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda server: server.start("/ready"), made))
         yield made[0], made[1]
+    finally:
+        for server in made:
+            server.stop()
 
 
 def test_one_of_two_engines_is_killed_mid_stream(engines: tuple[Killable, Killable], tmp_path: Path) -> None:
