@@ -157,6 +157,7 @@ static void share(void *data) {
 
 /* x [rows, k] float, y [rows, n] and bias [n] or null of the weight's type. */
 void thriftree_linear(const struct linear *l, const float *x, const void *bias, void *y, int64_t rows) {
+    if (rows <= 0) return;
     struct call c = {l, x, bias, y, rows};
     int threads = omp_get_max_threads ? omp_get_max_threads() : 1;
     if (threads > 1 && GOMP_parallel) GOMP_parallel(share, &c, threads, 0);
