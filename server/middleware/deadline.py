@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thriftree.server.admission.routes import computes
 from thriftree.server.deadlines import Course, total_seconds
+from thriftree.server.errors import ApiError
 from thriftree.server.metrics import Metrics
 from thriftree.server.scope import RequestInfo, header, info
 from thriftree.server.sections import Deadlines
@@ -27,6 +28,7 @@ _GRACE = 0.2  # seconds for the app to end by itself
 class Deadline:
     def __init__(self, app: ASGIApp, metrics: Metrics, limits: Deadlines) -> None:
         self.app, self.metrics, self.limits = app, metrics, limits
+        self._watches: set[_Watch] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not computes(scope):
@@ -34,18 +36,29 @@ class Deadline:
         request = info(scope)
         course = Course.of(self.limits, total_seconds(self.limits, scope["headers"]), request.arrived)
         watch = _Watch(request, course, receive, send)
+        self._watches.add(watch)
         try:
             await watch.run(self.app, scope)
+        except ApiError as error:
+            if error is watch.error and error.code.startswith("deadline_"):
+                self.metrics.bound(self.metrics.deadline_exceeded, error.code.removeprefix("deadline_")).inc()
+            raise
         finally:
-            if watch.missed is not None:
-                self.metrics.bound(self.metrics.deadline_exceeded, watch.missed).inc()
+            self._watches.discard(watch)
+
+    def end_all(self, error: ApiError) -> int:
+        """End every running request with that error (an event where a stream has begun); how many there were."""
+        for watch in self._watches:
+            watch.end(error)
+        return len(self._watches)
 
 
 class _Watch:
     """The `receive` and `send` of one request. One timer, which looks again when it wakes: chunks touch none."""
 
     def __init__(self, request: RequestInfo, course: Course, receive: Receive, send: Send) -> None:
-        self.missed: str | None = None
+        self.error: ApiError | None = None  # what ends the request before its time
+        self._loop = asyncio.get_running_loop()
         self._request, self._course = request, course
         self._receive, self._send = receive, send
         self._start: Message | None = None  # of a stream: held until its first chunk, for a 408 is a status
@@ -54,28 +67,27 @@ class _Watch:
         self._listening: list[asyncio.Timeout] = []
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
-        """Raises ApiError when a deadline was missed."""
-        self._loop = asyncio.get_running_loop()
+        """Raises ApiError when a deadline was missed, or `end` was called."""
         try:
             async with asyncio.timeout(None) as self._patience:
                 self._look()
-                if self.missed is None:
+                if self.error is None:
                     await app(scope, self.receive, self.send)
         except Exception:
-            if self.missed is None:
+            if self.error is None:
                 raise
             logger.debug("request %s: how its app ended", self._request.request_id, exc_info=True)
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-        if self.missed is not None:
-            raise self._course.missed(self.missed)
+        if self.error is not None:
+            raise self.error
 
     async def receive(self) -> Message:
-        if self.missed is None and not self._asked:  # for the body: that has its own limit
+        if self.error is None and not self._asked:  # for the body: that has its own limit
             self._asked = True
             return await self._receive()
-        if self.missed is None:
+        if self.error is None:
             listening = asyncio.timeout(None)
             try:
                 async with listening:
@@ -89,7 +101,7 @@ class _Watch:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        if self.missed is not None:  # how the app takes its leave is of no interest
+        if self.error is not None:  # how the app takes its leave is of no interest
             return
         if message["type"] == "http.response.start":
             self._course.whole = not (header(message["headers"], b"content-type") or b"").startswith(b"text/event-")
@@ -116,14 +128,17 @@ class _Watch:
             self._course.whole = True
             self._look()
         else:
-            self._end(deadline)
+            self.end(self._course.missed(deadline))
 
     def _streams(self) -> bool:
         body = self._request.body
         return body is not None and body.member("stream") is True
 
-    def _end(self, deadline: str) -> None:
-        self.missed, now = deadline, self._loop.time()
+    def end(self, error: ApiError) -> None:
+        """Let the app end now; whatever it says from here on is not heard."""
+        if self.error is not None:
+            return
+        self.error, now = error, self._loop.time()
         for listening in self._listening:
             listening.reschedule(now)
         self._patience.reschedule(now + _GRACE)

@@ -49,7 +49,7 @@ class Stack:
     def __post_init__(self) -> None:
         can = capabilities(True, "auto", 16)
         app: ASGIApp = Contract(self.engine, lambda: can, self.metrics)
-        app = Deadline(app, self.metrics, self.limits)
+        app = self.deadline = Deadline(app, self.metrics, self.limits)
         app = Admission(app, self.gate, self.metrics, self.limits)
         app = WhoAsks(app, self.known)
         app = BodyLimit(app, self.metrics, 1 << 20, 5)

@@ -169,6 +169,22 @@ async def test_an_app_that_does_not_listen_is_cancelled() -> None:
     assert (client.status, ended) == (408, ["cancelled"]) and client.seconds < 0.5
 
 
+@pytest.mark.parametrize("body", [LONG, STREAM])
+async def test_all_can_be_ended_at_once(body: Any) -> None:
+    """For a drain that has waited long enough."""
+    engine = TokenClock(rate=100)
+    made = stack(engine)
+    clients = [Client(made, body) for _ in range(3)]
+    await until(lambda: engine.running == 3 and (body is LONG or all(client.chunks for client in clients)))
+    assert made.deadline.end_all(ApiError(503, "draining", "the server is stopping")) == 3
+    await asyncio.gather(*(client.task for client in clients))
+    assert {client.status for client in clients} == {200 if body is STREAM else 503}
+    assert {client.error["code"] for client in clients} == {"draining"} and all(client.whole for client in clients)
+    await rest(made, engine)
+    assert engine.aborted == 3 and made.deadline.end_all(ApiError(503, "draining", "")) == 0
+    assert "deadline_exceeded_total{" not in made.metrics.render().decode()
+
+
 async def test_cancelled_from_outside_stays_cancelled() -> None:
     engine = TokenClock(rate=100)
     made = stack(engine, total=5)
