@@ -37,7 +37,8 @@ class Meter:
         """A chunk of server-sent events."""
         if not self._counted:
             self.report.completion_tokens += chunk.count(b"data: {")
-        self.feed(chunk)
+        if self._carry or b'"usage"' in chunk or not chunk.endswith(b"\n"):
+            self.feed(chunk)
 
     def feed(self, chunk: bytes) -> None:
         """A chunk of a JSON answer."""
