@@ -6,33 +6,53 @@ from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp
 
 from thriftree.server.errors import ApiError
+from thriftree.server.middleware.access_log import AccessLog
+from thriftree.server.middleware.admission import Admission
+from thriftree.server.middleware.auth import Auth
 from thriftree.server.middleware.body_limit import BodyLimit
+from thriftree.server.middleware.caps import KeyCaps
 from thriftree.server.middleware.contract import Contract
+from thriftree.server.middleware.deadline import Deadline
 from thriftree.server.middleware.errors import OneErrorShape, bug
 from thriftree.server.middleware.metrics import CountRequests
+from thriftree.server.middleware.quota import TenantQuota
 from thriftree.server.middleware.request_id import RequestId
 from thriftree.server.middleware.routes import ClosedRoutes
+from thriftree.server.parts import Parts
 from thriftree.server.routes import router
 from thriftree.server.settings import Settings
 from thriftree.server.state import EngineMount, GatewayState
 
 
-def build(settings: Settings, state: GatewayState) -> ASGIApp:
+def build(settings: Settings, state: GatewayState, parts: Parts | None = None) -> ASGIApp:
     """The whole gateway as one ASGI app; serves from the first moment, the engine's routes as soon as it is loaded."""
+    parts = parts or Parts.open(settings, state.metrics)
+    metrics, limits = state.metrics, settings.limits
+    app = _core(settings, state)
+    if not settings.engine:  # engines elsewhere resolve the contract, and may know methods that we do not
+        app = Contract(app, lambda: state.capabilities, metrics)
+    app = deadline = Deadline(app, metrics, settings.deadlines)
+    state.end_all = deadline.end_all
+    app = Admission(app, parts.gate, metrics, settings.deadlines)
+    app = TenantQuota(app, parts.limiter, metrics, lambda: state.prompt_counter)
+    app = KeyCaps(app, metrics, remote=bool(settings.engine))
+    app = Auth(app, metrics, parts.keyring, settings.auth.open_routes)
+    app = BodyLimit(app, metrics, limits.max_body_bytes, limits.body_seconds)
+    app = ClosedRoutes(app, settings.routes.allow)
+    app = OneErrorShape(app)
+    app = CountRequests(app, metrics)
+    if parts.lines is not None:
+        app = AccessLog(app, parts.lines)
+    return RequestId(app)
+
+
+def _core(settings: Settings, state: GatewayState) -> ASGIApp:
     core = FastAPI(title="thriftree", docs_url=None, redoc_url=None, openapi_url=None)
     core.add_exception_handler(ApiError, _answer)
     core.add_exception_handler(Exception, _answer)  # and raised again, for `OneErrorShape` to log
     core.include_router(router(state, methods=not settings.engine))
     core.mount("/", EngineMount(state))
-    app: ASGIApp = core
-    if not settings.engine:  # engines elsewhere resolve the contract, and may know methods that we do not
-        app = Contract(app, lambda: state.capabilities, state.metrics)
-    limits = settings.limits
-    app = BodyLimit(app, state.metrics, limits.max_body_bytes, limits.body_seconds)
-    app = ClosedRoutes(app, settings.routes.allow)
-    app = OneErrorShape(app)
-    app = CountRequests(app, state.metrics)
-    return RequestId(app)
+    return core
 
 
 async def _answer(request: Request, error: Exception) -> Response:

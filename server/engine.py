@@ -22,6 +22,12 @@ class Loaded:
     tasks: tuple[str, ...]
 
     @property
+    def max_running(self) -> int:
+        """Requests that it runs at once; what is more would only wait inside."""
+        config = self.client.vllm_config
+        return int(config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size)
+
+    @property
     def dead(self) -> bool:
         return bool(self.client.errored and not self.client.is_running)
 

@@ -16,11 +16,16 @@ from typing import Any
 
 from thriftree.server import app, engine, methods, settings, vllm_args, warmup
 from thriftree.server.console import Console, debugging, fresh_log, plain
-from thriftree.server.errors import StartError
+from thriftree.server.drain import Signals, cut, drain
+from thriftree.server.errors import ApiError, StartError
+from thriftree.server.keys.start import take_vllm_keys
+from thriftree.server.parts import Parts
+from thriftree.server.quota import build as quota
 from thriftree.server.state import GatewayState
 from thriftree.zoo import cache, smollm2
 
-_WATCH_SECONDS = 1.0
+_WATCH_SECONDS = 0.2
+_LAST_WORDS_SECONDS = 1.0  # for vLLM's own error events when its engine has died
 
 
 def main(argv: Sequence[str]) -> int:
@@ -58,6 +63,7 @@ class Plan:
     settings: settings.Settings
     args: argparse.Namespace
     state: GatewayState
+    parts: Parts
     sock: socket.socket
     url: str
     name: str
@@ -82,9 +88,11 @@ def prepare(ours: settings.Settings, rest: Sequence[str], console: Console) -> P
         state = GatewayState(capabilities=_capabilities(args, trees))
     except ValueError as error:
         raise StartError(str(error)) from None
+    parts = Parts.open(ours, state.metrics, take_vllm_keys(args))
+    parts.require_keys(ours, args.host, args.uds)
     name = args.served_model_name[0] if args.served_model_name else args.model
     sock, url = _take_port(args)
-    return Plan(ours, args, state, sock, url, name)
+    return Plan(ours, args, state, parts, sock, url, name)
 
 
 def _check_version() -> None:
@@ -122,17 +130,25 @@ class Serving:
     """One life: listen, load, warm up, serve, drain."""
 
     def __init__(self, plan: Plan, console: Console) -> None:
-        self.plan, self.console, self.state = plan, console, plan.state
-        self.stop = asyncio.Event()
+        self.plan, self.console, self.state, self.parts = plan, console, plan.state, plan.parts
 
     async def run(self) -> int:
+        self.signals = Signals()
+        try:
+            await self.parts.start()
+        except StartError as error:
+            self.console.fail(str(error))
+            return 1
+        try:
+            return await self._run()
+        finally:
+            await self.parts.stop()
+
+    async def _run(self) -> int:
         server = self._http()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.stop.set)
         http = asyncio.create_task(server.serve(sockets=[self.plan.sock]))
         loading = asyncio.create_task(engine.load(self.plan.args, server))
-        stopping = asyncio.create_task(self.stop.wait())
+        stopping = asyncio.create_task(self.signals.stop.wait())
         self.console.say(f"loading {self.plan.name}" + (f" (log: {self.console.log})" if self.console.log else ""))
         await asyncio.wait((loading, stopping, http), return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
@@ -147,6 +163,8 @@ class Serving:
         async with engine.running(loaded):
             code = await self._serve(loaded, http)
             server.should_exit = True
+            if self.signals.now.is_set():
+                return self._leave(code)
             await http
         return code
 
@@ -158,17 +176,27 @@ class Serving:
             return 1
         if self.state.capabilities.speculation:
             self.state.drafter_stats.rpc = loaded.client.collective_rpc
+        self.state.prompt_counter = await asyncio.to_thread(quota.prompt_counter, loaded.app.state)
+        if self.parts.gate.max_running is None:
+            self.parts.gate.max_running = loaded.max_running
         self.state.engine_app, self.state.phase = loaded.app, "ready"
         self.console.say(self._ready_line())
-        while not (self.stop.is_set() or http.done() or loaded.dead):
+        stop, now, gate = self.signals.stop, self.signals.now, self.parts.gate
+        while not (stop.is_set() or http.done() or loaded.dead):
             try:
-                await asyncio.wait_for(self.stop.wait(), _WATCH_SECONDS)
+                await asyncio.wait_for(stop.wait(), _WATCH_SECONDS)
             except TimeoutError:
                 continue
-        self.state.phase = "draining"
-        if self.stop.is_set():
-            self.console.say("stopping")
+        if stop.is_set() and not loaded.dead:
+            self.console.say(f"stopping; running answers get {self.plan.settings.drain_timeout:g} s")
+            left = await drain(self.state, gate, self.plan.settings.drain_timeout, now)
+            if left:
+                self.console.say(f"{left} answers were cut")
             return 0
+        self.state.phase = "failed"
+        gate.close()
+        await asyncio.sleep(_LAST_WORDS_SECONDS)
+        await cut(self.state, gate, ApiError(500, "engine_died", "the engine died; the server restarts"), now)
         self.console.fail(f"the engine died: {self.console.cause('see its log')}")
         return 1
 
@@ -183,7 +211,7 @@ class Serving:
         from vllm import envs
         from vllm.entrypoints.launchers.launcher import NoSignalServer
 
-        args, asgi = self.plan.args, app.build(self.plan.settings, self.state)
+        args, asgi = self.plan.args, app.build(self.plan.settings, self.state, self.parts)
         config = uvicorn.Config(
             asgi,
             host=args.host or "0.0.0.0",
@@ -192,7 +220,7 @@ class Serving:
             log_level=args.uvicorn_log_level,
             access_log=not args.disable_uvicorn_access_log,
             timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
-            timeout_graceful_shutdown=self.plan.settings.drain_timeout,
+            timeout_graceful_shutdown=2,  # `drain` has waited for the answers
             ssl_keyfile=args.ssl_keyfile,
             ssl_certfile=args.ssl_certfile,
             ssl_ca_certs=args.ssl_ca_certs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,11 +12,14 @@ from thriftree.server.contract import Capabilities
 from thriftree.server.drafter_stats import DrafterStats
 from thriftree.server.errors import ApiError
 from thriftree.server.metrics import Metrics
+from thriftree.server.quota.prompt_tokens import PromptCounter
 
-Phase = Literal["starting", "ready", "draining", "no_engine"]  # the last one: none of --engine is up
+#: no_engine: none of --engine is up; failed: the engine in this process died.
+Phase = Literal["starting", "ready", "draining", "no_engine", "failed"]
 _WHY = {
     "starting": "the model is still loading; try again soon",
     "draining": "the server is stopping",
+    "failed": "the engine died; the server restarts",
     "no_engine": "no engine can take the request now; try again soon",
 }
 
@@ -29,6 +33,8 @@ class GatewayState:
     capabilities: Capabilities = field(default_factory=lambda: Capabilities(speculation=False))
     metrics: Metrics = field(default_factory=Metrics)
     drafter_stats: DrafterStats = field(init=False)
+    prompt_counter: PromptCounter | None = None  # once there is an engine with a tokenizer
+    end_all: Callable[[ApiError], int] = lambda error: 0  # ends the requests that the engine works on; see `app`
 
     def __post_init__(self) -> None:
         self.drafter_stats = DrafterStats(self.metrics)

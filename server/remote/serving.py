@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import resource
-import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,6 +13,8 @@ from typing import Any
 
 from thriftree.server import app
 from thriftree.server.console import Console
+from thriftree.server.drain import Signals, drain
+from thriftree.server.parts import Parts
 from thriftree.server.remote.args import parse, take_port
 from thriftree.server.remote.engines import Engines
 from thriftree.server.remote.health import Health
@@ -63,9 +64,11 @@ def main(settings: Settings, words: Sequence[str], console: Console) -> int:
     state = GatewayState()
     for url in settings.engine:
         Upstream(url, state.metrics)  # says what is wrong with it before the port is taken
+    parts = Parts.open(settings, state.metrics)
+    parts.require_keys(settings, args.host, args.uds)
     sock, url = take_port(args)
     _raise_file_limit()
-    return int(uvloop.run(_serve(settings, args, state, sock, url, console)))
+    return int(uvloop.run(_serve(settings, args, state, parts, sock, url, console)))
 
 
 def _raise_file_limit() -> None:
@@ -77,23 +80,28 @@ def _raise_file_limit() -> None:
 
 
 async def _serve(
-    settings: Settings, args: argparse.Namespace, state: GatewayState, sock: socket.socket, url: str, console: Console
+    settings: Settings,
+    args: argparse.Namespace,
+    state: GatewayState,
+    parts: Parts,
+    sock: socket.socket,
+    url: str,
+    console: Console,
 ) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    server = http_server(settings, args, state)
+    signals = Signals()
+    await parts.start()
+    server = http_server(settings, args, state, parts)
     http = asyncio.create_task(server.serve(sockets=[sock]))
     async with running(settings, state) as engines:
         console.say(ready_line(url, engines))
-        stopping = asyncio.create_task(stop.wait())
+        stopping = asyncio.create_task(signals.stop.wait())
         await asyncio.wait((stopping, http), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        state.phase = "draining"
-        console.say("stopping")
+        console.say(f"stopping; running answers get {settings.drain_timeout:g} s")
+        await drain(state, parts.gate, settings.drain_timeout, signals.now)
         server.should_exit = True
         await http
+    await parts.stop()
     return 0
 
 
@@ -103,17 +111,17 @@ def ready_line(url: str, engines: Engines) -> str:
     return f"{'ready' if engines.available else 'waiting for an engine'}: {url}/v1  engines {each}"
 
 
-def http_server(settings: Settings, args: argparse.Namespace, state: GatewayState) -> Any:
+def http_server(settings: Settings, args: argparse.Namespace, state: GatewayState, parts: Parts) -> Any:
     """A uvicorn server for the gateway that leaves the signals to us."""
     import uvicorn
 
     config = uvicorn.Config(
-        app.build(settings, state),
+        app.build(settings, state, parts),
         lifespan="off",
         root_path=args.root_path or "",
         log_level=args.uvicorn_log_level,
         access_log=not args.disable_uvicorn_access_log,
-        timeout_graceful_shutdown=int(settings.drain_timeout),
+        timeout_graceful_shutdown=2,  # `drain` has waited for the answers
         ssl_keyfile=args.ssl_keyfile,
         ssl_certfile=args.ssl_certfile,
         ssl_ca_certs=args.ssl_ca_certs,

@@ -106,6 +106,7 @@ def test_the_image_builds_and_serves_from_a_read_only_root(tmp_path: Path) -> No
     command = shlex.join(container.command_line(final()))
     done = container.run(tmp_path, Path(__file__).parent / "inside.sh", environment, command)
     (tmp_path / "disk.img").unlink(missing_ok=True)
+    print(done.stdout[done.stdout.rfind("healthy after") :])  # sizes and memory, for `pytest -s`
     assert done.returncode == 0, done.stdout[-6000:]
     for said in (r"healthy after \d+ s", r"ready after \d+ s", '"usage"', "stopped with 0"):
         assert re.search(said, done.stdout), f"{said}\n{done.stdout[-6000:]}"
