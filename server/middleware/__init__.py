@@ -1,14 +1,17 @@
 """Pure ASGI layers, one class per file. Outermost first, as `app.build` stacks them:
 
-1. `request_id`  the id that answers, logs and the engine share
-2. (access log)  one line per request, under that id
-3. `metrics`     counts and times, also of what the layers below refuse
-4. `errors`      one error shape for everything below
-5. `routes`      closed by default
-6. (auth)        key -> tenant, (quota) of that tenant, (admission) by load, (deadline)
-7. `contract`    the `thrift` object in, `usage.thrift` out; reads the body, so the body limit is here (`body`)
+1.  `request_id`  the id that answers, logs and the engine share
+2.  `access_log`  one line per request, under that id
+3.  `metrics`     counts and times, also of what the layers below refuse
+4.  `errors`      one error shape for everything below
+5.  `routes`      closed by default
+6.  `body_limit`  bytes and seconds of a body; its one reader for the layers below
+7.  `auth`        key -> whose it is
+8.  `caps`        what that key may ask for
+9.  `quota`       how much, per key and tenant
+10. `admission`   by load: a place in the engine, in the queue, or a 429 that says when to come back
+11. `deadline`    ends what takes too long, and everything when the server drains
+12. `contract`    the `thrift` object in, `usage.thrift` out (`amend`)
 
-In brackets: their places, not built yet.
-
-Below them: our own routes, and vLLM's app mounted at the root.
+Below them: our own routes, and vLLM's app (or the proxy to engines elsewhere) mounted at the root.
 """

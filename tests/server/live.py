@@ -26,6 +26,7 @@ class LiveServer:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        self.folder = folder
         self._flags = list(flags)
         self._console = folder / "console.txt"
         self.alive_seconds = self.ready_seconds = 0.0
@@ -71,6 +72,22 @@ class LiveServer:
                 raise
         return self.code
 
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float = _STOP_SECONDS) -> int:
+        """The exit code, once it has ended by itself."""
+        self.code = self._process.wait(seconds)
+        return self.code
+
+    def child(self, name: str) -> int:
+        """The process below ours whose title holds `name`."""
+        for folder in Path("/proc").iterdir():
+            ours = folder.name.isdigit() and self._process.pid in _ancestors(int(folder.name))
+            if ours and name.encode() in (folder / "cmdline").read_bytes():
+                return int(folder.name)
+        raise LookupError(name)
+
     def metric(self, name: str) -> float:
         """The sum over a metric's label sets."""
         text = httpx.get(f"{self.url}/metrics").text
@@ -92,6 +109,14 @@ class LiveServer:
             return httpx.get(f"{self.url}{path}", timeout=2).status_code == 200
         except httpx.HTTPError:
             return False
+
+
+def _ancestors(pid: int) -> list[int]:
+    try:
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return []
+    return [parent, *_ancestors(parent)] if parent else []
 
 
 def _environment() -> dict[str, str]:
