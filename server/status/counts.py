@@ -32,14 +32,19 @@ class Counts:
 
 
 def totals(metrics: Metrics) -> dict[str, int]:
-    """Tokens and steps since the start, those of unfinished answers included."""
+    """Tokens and steps since the start, those of unfinished answers included.
+
+    `generated_tokens` are all; the others are of answers whose steps were counted (an engine elsewhere may not say).
+    """
     found = {
+        "generated_tokens": _sum(metrics.tenant_tokens, kind="completion"),
         "completion_tokens": _sum(metrics.completion_tokens),
         "steps": _sum(metrics.steps),
         "drafted": _sum(metrics.draft_tokens),
         "accepted": _sum(metrics.accepted_tokens),
     }
     for report in metrics.answering.values():
+        found["generated_tokens"] += report.completion_tokens
         found["completion_tokens"] += report.completion_tokens
         found["steps"] += report.steps
         if report.method is not None:
@@ -48,7 +53,8 @@ def totals(metrics: Metrics) -> dict[str, int]:
     return {name: int(value) for name, value in found.items()}
 
 
-def _sum(metric: Any) -> float:
-    """Over all label sets."""
+def _sum(metric: Any, **labels: str) -> float:
+    """Over all label sets that have these labels."""
     samples = [sample for family in metric.collect() for sample in family.samples]
-    return float(sum(sample.value for sample in samples if not sample.name.endswith("_created")))
+    counted = [sample for sample in samples if not sample.name.endswith("_created")]
+    return float(sum(sample.value for sample in counted if labels.items() <= sample.labels.items()))

@@ -82,7 +82,7 @@ async function look() {
     showState(status.phase);
     at("version").textContent = `thriftree ${status.version}`;
     showFigures(status);
-    if (status.phase === "ready" && !known) await learn(status);
+    if (status.phase === "ready" && !known) await learn();
   } catch (error) {
     if (error.status === 401) return showPhase();
     showState("gone", error.message);
@@ -111,7 +111,7 @@ function showFigures({ uptime_seconds: seconds, totals, requests }) {
   if (polls.length && polls.at(-1).seconds > seconds) polls = []; // it was started again
   polls = [...polls, { seconds, ...totals }].slice(-WINDOW);
   const [first, last] = [polls[0], polls.at(-1)];
-  const speed = polls.length > 1 ? (last.completion_tokens - first.completion_tokens) / (last.seconds - first.seconds) : 0;
+  const speed = polls.length > 1 ? (last.generated_tokens - first.generated_tokens) / (last.seconds - first.seconds) : 0;
   at("speed").textContent = number(speed, 1);
   speeds = [...speeds, speed].slice(-60);
   draw(speeds);
@@ -132,16 +132,17 @@ function draw(values) {
 }
 
 /** Model and methods, once it is ready. */
-async function learn(status) {
-  const [models, { methods }] = await Promise.all(
-    ["v1/models", "v1/thrift/methods"].map(async (path) => (await ask(path)).json()),
-  );
+async function learn() {
+  const models = await (await ask("v1/models")).json();
+  const methods = await table();
   at("model").textContent = models.data[0]?.id ?? "";
   at("methods").replaceChildren(...methods.map(row));
+  at("methods").closest("section").hidden = !methods.length;
   const select = at("method");
   const chosen = select.value;
-  const byDefault = status.speculation ? `server’s default (${status.speculation.method})` : "server’s default (off)";
   const open = methods.filter((method) => method.family === "speculation" && method.available);
+  const preset = open.find((method) => method.default)?.name ?? "off";
+  const byDefault = `server’s default${methods.length ? ` (${preset})` : ""}`;
   select.replaceChildren(
     make("option", { text: byDefault, value: "" }),
     ...open.map(({ name }) => make("option", { text: name, value: name })),
@@ -150,6 +151,16 @@ async function learn(status) {
   select.value = chosen;
   at("compare").disabled = !open.length;
   known = true;
+}
+
+/** The method table; empty where the engine behind the gateway has none. */
+async function table() {
+  try {
+    return (await (await ask("v1/thrift/methods")).json()).methods;
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    return [];
+  }
 }
 
 function row(method) {

@@ -18,6 +18,8 @@ from thriftree.server.status import DATA, PAGE
 from thriftree.server.status.counts import totals
 
 FILES = Path(__file__).parents[2] / "server" / "status"
+KEY = "0123456789abcdef" * 2
+LOCKED = {"keys": [KEY], "open_routes": list(PAGE)}
 ANSWER = b'{"choices":[],"usage":{"total_tokens":17}}'
 
 
@@ -31,6 +33,12 @@ async def test_page_and_parts_carry_a_strict_policy(gateway: Gateway) -> None:
         assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert (await call(app, "HEAD", "/")).status == 200
+
+
+async def test_the_page_needs_no_key_and_its_data_does(gateway: Gateway) -> None:
+    app, _ = gateway(FakeEngine([ANSWER]), auth=LOCKED)
+    assert [(await call(app, "GET", path)).status for path in (*PAGE, DATA)] == [200] * 4 + [401]
+    assert (await call(app, "GET", DATA, headers={"authorization": f"Bearer {KEY}"})).status == 200
 
 
 def test_nothing_comes_from_elsewhere_and_nothing_is_inline() -> None:
@@ -62,7 +70,13 @@ async def test_data(gateway: Gateway) -> None:
     await call(app, "POST", "/v1/chat/completions", {})
     status = (await call(app, "GET", DATA)).json
     assert status["phase"] == "ready" and status["speculation"] == {"method": "auto", "max_nodes": 16}
-    assert status["totals"] == {"completion_tokens": 10, "steps": 4, "drafted": 24, "accepted": 6}
+    assert status["totals"] == {
+        "generated_tokens": 10,
+        "completion_tokens": 10,
+        "steps": 4,
+        "drafted": 24,
+        "accepted": 6,
+    }
     assert not state.metrics.answering
     state.phase = "draining"
     assert (await call(app, "GET", DATA)).json["phase"] == "draining"
@@ -83,7 +97,13 @@ async def test_answers_under_way_are_in_the_totals_and_never_twice(gateway: Gate
     state.metrics.answering[0] = Report(
         steps=1, completion_tokens=2, drafted=9
     )  # without a method: nothing was drafted
-    assert totals(state.metrics) == {"completion_tokens": 12, "steps": 5, "drafted": 24, "accepted": 6}
+    assert totals(state.metrics) == {
+        "generated_tokens": 12,
+        "completion_tokens": 12,
+        "steps": 5,
+        "drafted": 24,
+        "accepted": 6,
+    }
 
 
 # ---- in a browser
@@ -193,31 +213,27 @@ def test_a_server_that_goes_away_is_told(gateway: Gateway, driver: Any) -> None:
 
 @needs_chromium
 def test_a_key_is_asked_for_and_kept_in_this_tab(gateway: Gateway, driver: Any) -> None:
-    app, _ = gateway(toy_engine)
-    with served(_locked(app)) as url:
+    app, _ = gateway(toy_engine, auth=LOCKED)
+    with served(_under_team(app)) as url:
         page = Page(driver, f"{url}/team")
         page.until(lambda: page.one("#key-form").is_displayed())
         page.until(lambda: page.one("#state").text == "ready")
         page.one("#key").send_keys("wrong\n")
         page.until(lambda: "does not know this key" in page.one("#key-why").text)
-        page.one("#key").send_keys("secret\n")
+        page.one("#key").send_keys(f"{KEY}\n")
         page.until(lambda: page.one("#model").text == MODEL)
         assert not page.one("#key-form").is_displayed()
         page.say("hello")
         page.until(lambda: page.one("#said").text == "Done.")
         stored = "return [JSON.stringify(sessionStorage), localStorage.length, document.cookie]"
-        assert driver.execute_script(stored) == ['{"thriftree.key":"secret"}', 0, ""]
+        assert driver.execute_script(stored) == [f'{{"thriftree.key":"{KEY}"}}', 0, ""]
 
 
-def _locked(app: ASGIApp) -> ASGIApp:
-    """Wants a key as the auth layer does, under a path as a proxy does."""
+def _under_team(app: ASGIApp) -> ASGIApp:
+    """What a proxy does that takes `/team` away and says so."""
 
-    async def locked(scope: Scope, receive: Receive, send: Send) -> None:
+    async def under(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix("/team") or "/"
-        headers = dict(scope["headers"])
-        if path not in (*PAGE, "/health") and headers.get(b"authorization") != b"Bearer secret":
-            await send({"type": "http.response.start", "status": 401, "headers": []})
-            return await send({"type": "http.response.body", "body": b'{"error":{"message":"no"}}'})
         await app({**scope, "path": path, "raw_path": path.encode(), "root_path": "/team"}, receive, send)
 
-    return locked
+    return under
