@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp
 
+from thriftree.server.edge import Edge
 from thriftree.server.errors import ApiError
 from thriftree.server.middleware.access_log import AccessLog
 from thriftree.server.middleware.admission import Admission
@@ -24,7 +25,7 @@ from thriftree.server.settings import Settings
 from thriftree.server.state import EngineMount, GatewayState
 
 
-def build(settings: Settings, state: GatewayState, parts: Parts | None = None) -> ASGIApp:
+def build(settings: Settings, state: GatewayState, parts: Parts | None = None, edge: Edge | None = None) -> ASGIApp:
     """The whole gateway as one ASGI app; serves from the first moment, the engine's routes as soon as it is loaded."""
     parts = parts or Parts.open(settings, state.metrics)
     metrics, limits = state.metrics, settings.limits
@@ -43,7 +44,7 @@ def build(settings: Settings, state: GatewayState, parts: Parts | None = None) -
     app = CountRequests(app, metrics)
     if parts.lines is not None:
         app = AccessLog(app, parts.lines)
-    return RequestId(app)
+    return RequestId((edge or Edge()).around(app))
 
 
 def _core(settings: Settings, state: GatewayState) -> ASGIApp:

@@ -61,6 +61,7 @@ def create(args: argparse.Namespace) -> Any:
 
 async def load(args: argparse.Namespace, server: Any) -> Loaded:
     """Load the model without blocking the loop (health is answered meanwhile), then build vLLM's app."""
+    from starlette.middleware.cors import CORSMiddleware
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
@@ -68,6 +69,7 @@ async def load(args: argparse.Namespace, server: Any) -> Loaded:
     await client.reset_mm_cache()
     tasks = await client.get_supported_tasks()
     app = build_app(args, tasks, client.model_config)
+    app.user_middleware = [layer for layer in app.user_middleware if layer.cls is not CORSMiddleware]  # see `edge`
     await init_app_state(client, app.state, args, tasks)
     app.state.server = server  # vLLM's handlers ask it to stop when the engine has died
     return Loaded(client, app, tuple(tasks))

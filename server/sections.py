@@ -68,6 +68,8 @@ class Limits(BaseModel):
 
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="largest request body, in bytes")
     body_seconds: float = Field(default=30, gt=0, description="seconds in which a request body must have arrived")
+    max_header_bytes: int = Field(default=64 << 10, ge=1024, description="largest request line and headers, in bytes")
+    header_seconds: float = Field(default=10, gt=0, description="seconds in which line and headers must have arrived")
 
 
 class Auth(BaseModel):

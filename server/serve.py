@@ -17,7 +17,9 @@ from typing import Any
 from thriftree.server import app, engine, methods, settings, vllm_args, warmup
 from thriftree.server.console import Console, debugging, fresh_log, plain
 from thriftree.server.drain import Signals, cut, drain
+from thriftree.server.edge import Edge
 from thriftree.server.errors import ApiError, StartError
+from thriftree.server.http_protocol import bounded
 from thriftree.server.keys.start import take_vllm_keys
 from thriftree.server.parts import Parts
 from thriftree.server.quota import build as quota
@@ -211,9 +213,10 @@ class Serving:
         from vllm import envs
         from vllm.entrypoints.launchers.launcher import NoSignalServer
 
-        args, asgi = self.plan.args, app.build(self.plan.settings, self.state, self.parts)
+        args, limits = self.plan.args, self.plan.settings.limits
         config = uvicorn.Config(
-            asgi,
+            app.build(self.plan.settings, self.state, self.parts, Edge.of(args)),
+            http=bounded(limits.max_header_bytes, limits.header_seconds),
             host=args.host or "0.0.0.0",
             port=args.port,
             lifespan="off",

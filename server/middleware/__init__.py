@@ -1,6 +1,7 @@
 """Pure ASGI layers, one class per file. Outermost first, as `app.build` stacks them:
 
 1.  `request_id`  the id that answers, logs and the engine share
+    `cors`, `root_path`  where vLLM's flags ask for them (`server/edge.py`)
 2.  `access_log`  one line per request, under that id
 3.  `metrics`     counts and times, also of what the layers below refuse
 4.  `errors`      one error shape for everything below

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import json
 import os
 import socket
 import ssl
@@ -25,6 +26,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--uds")
     parser.add_argument("--root-path")
+    for name, default in (("origins", []), ("methods", ["*"]), ("headers", ["*"])):
+        parser.add_argument(f"--allowed-{name}", type=json.loads, default=default)
+    parser.add_argument("--allow-credentials", action="store_true")
     parser.add_argument("--ssl-keyfile")
     parser.add_argument("--ssl-certfile")
     parser.add_argument("--ssl-ca-certs")

@@ -14,6 +14,8 @@ from typing import Any
 from thriftree.server import app
 from thriftree.server.console import Console
 from thriftree.server.drain import Signals, drain
+from thriftree.server.edge import Edge
+from thriftree.server.http_protocol import bounded
 from thriftree.server.parts import Parts
 from thriftree.server.remote.args import parse, take_port
 from thriftree.server.remote.engines import Engines
@@ -116,9 +118,9 @@ def http_server(settings: Settings, args: argparse.Namespace, state: GatewayStat
     import uvicorn
 
     config = uvicorn.Config(
-        app.build(settings, state, parts),
+        app.build(settings, state, parts, Edge.of(args)),
+        http=bounded(settings.limits.max_header_bytes, settings.limits.header_seconds),
         lifespan="off",
-        root_path=args.root_path or "",
         log_level=args.uvicorn_log_level,
         access_log=not args.disable_uvicorn_access_log,
         timeout_graceful_shutdown=2,  # `drain` has waited for the answers

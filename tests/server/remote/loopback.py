@@ -24,9 +24,9 @@ Handler = Callable[["Engine", Scope, Receive, Send], Awaitable[None]]
 class Served:
     """An ASGI app on a free port; `kill` breaks every connection and listens no more."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, http: Any = "auto") -> None:
         config = uvicorn.Config(
-            app, interface="asgi3", lifespan="off", log_level="critical", timeout_graceful_shutdown=0
+            app, interface="asgi3", lifespan="off", log_level="critical", timeout_graceful_shutdown=0, http=http
         )
         self._server = uvicorn.Server(config)
         self._server.capture_signals = nullcontext  # type: ignore[method-assign,assignment]
