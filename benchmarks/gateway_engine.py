@@ -45,6 +45,14 @@ class TokenClock:
     def __post_init__(self) -> None:
         self._free = asyncio.Semaphore(self.slots)
 
+    def set(self, slots: int | None = None, rate: float | None = None, first: float | None = None) -> None:
+        """Another speed for the requests to come; other `slots` only while nothing runs."""
+        self.rate = self.rate if rate is None else rate
+        self.first = self.first if first is None else first
+        if slots is not None:
+            assert not self.running and not self.waiting
+            self.slots, self._free = slots, asyncio.Semaphore(slots)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _body(receive)
         if body is None:
