@@ -23,6 +23,7 @@ from thriftree.server.parts import Parts
 from thriftree.server.routes import router
 from thriftree.server.settings import Settings
 from thriftree.server.state import EngineMount, GatewayState
+from thriftree.server.status import PAGE
 
 
 def build(settings: Settings, state: GatewayState, parts: Parts | None = None, edge: Edge | None = None) -> ASGIApp:
@@ -37,7 +38,7 @@ def build(settings: Settings, state: GatewayState, parts: Parts | None = None, e
     app = Admission(app, parts.gate, metrics, settings.deadlines)
     app = TenantQuota(app, parts.limiter, metrics, lambda: state.prompt_counter)
     app = KeyCaps(app, metrics, remote=bool(settings.engine))
-    app = Auth(app, metrics, parts.keyring, settings.auth.open_routes)
+    app = Auth(app, metrics, parts.keyring, (*settings.auth.open_routes, *PAGE))
     app = BodyLimit(app, metrics, limits.max_body_bytes, limits.body_seconds)
     app = ClosedRoutes(app, settings.routes.allow)
     app = OneErrorShape(app)

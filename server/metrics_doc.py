@@ -27,7 +27,8 @@ LABELS = {
     "tenant": "the tenant of the key that was shown; `default` where no keys are configured",
     "method": "the speculation method in force (`thriftree methods` lists them); `none`: without speculation",
     "kind": "`prompt` or `completion`",
-    "reason": "refused: the answer's error code, for quotas `quota_requests`, `quota_tokens` or `quota_concurrent`; "
+    "reason": "refused: the answer's error code, `unauthorized` for a 401, "
+    "for quotas `quota_requests`, `quota_tokens` or `quota_concurrent`; "
     "tried again: why",
     "deadline": "which of the `deadlines.*` settings",
     "store": "where quotas are kept: `redis` or `snapshot`",
