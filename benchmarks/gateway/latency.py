@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -19,7 +19,6 @@ from thriftree.benchmarks.stats import percentile
 
 TOKENS = 16
 HOLD = 0.2  # seconds that the engine takes for an answer where many are in flight: else only throughput is measured
-CHUNKS = 200
 _STREAMS, _RATE = 8, 100.0  # streams at once and their tokens per second, for the CPU of a chunk
 _LANES, _EACH = 16, 25  # connections and requests of each, for the CPU of a request
 
@@ -68,7 +67,7 @@ async def measure(servers: Mapping[str, Server], cell: Cell, rounds: int, seed: 
     draw = random.Random(seed)
     try:
         for connections in lanes.values():  # warm
-            await asyncio.gather(*(expect(connection, data) for connection in connections for _ in range(1)))
+            await asyncio.gather(*(expect(connection, data) for connection in connections))
         found: Seconds = defaultdict(list)
         for i in range(rounds):
             for name in _turn(list(servers), i):
@@ -122,8 +121,8 @@ class Cpu:
     added_chunk: float
 
 
-async def cpu(servers: Mapping[str, Server], rounds: int) -> list[Cpu]:
-    """Per request: whole answers, prompts of 1 kB. Per chunk: streams of 200 chunks less streams of one."""
+async def cpu(servers: Mapping[str, Server], rounds: int, tokens: int) -> list[Cpu]:
+    """Per request: whole answers, prompts of 1 kB. Per chunk: streams of so many tokens less streams of one."""
     requests: Seconds = defaultdict(list)
     chunks: Seconds = defaultdict(list)
     for i in range(rounds):
@@ -133,8 +132,8 @@ async def cpu(servers: Mapping[str, Server], rounds: int) -> list[Cpu]:
             requests[name].append(await _spent(server, _LANES, [chat(1000, TOKENS, False)] * _EACH))
             short = await _spent(server, _STREAMS, [chat(1000, 1, True)] * _EACH)
             await server.set(rate=_RATE)
-            long = await _spent(server, _STREAMS, [chat(1000, CHUNKS, True)])
-            chunks[name].append((long - short) / (CHUNKS - 1))
+            long = await _spent(server, _STREAMS, [chat(1000, tokens, True)])
+            chunks[name].append((long - short) / (tokens - 1))
     return [
         Cpu(name, median(requests[name]), median(chunks[name]), _added(requests, name), _added(chunks, name))
         for name in servers
@@ -153,22 +152,10 @@ async def _spent(server: Server, lanes: int, work: Sequence[bytes]) -> float:
         for data in work:
             await expect(connection, data)
 
-    await asyncio.gather(*(expect(connection, work[0]) for connection in connections[:1]))
+    await expect(connections[0], work[0])
     before = server.cpu()
     await asyncio.gather(*map(one, connections))
     spent = server.cpu() - before
     for connection in connections:
         connection.leave()
     return spent / (lanes * len(work))
-
-
-async def everything(
-    servers: Mapping[str, Server], singles: int, bursts: int, cpus: int, seed: int, say: Callable[[str], None]
-) -> tuple[list[Row], list[Cpu]]:
-    rows: list[Row] = []
-    for cell in CELLS:
-        rows += await measure(servers, cell, singles if cell.concurrency == 1 else bursts, seed)
-        say(cell.title)
-    spent = await cpu(servers, cpus)
-    say("CPU per request and chunk")
-    return rows, spent

@@ -40,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, help="turns of single requests per cell (default: 150; full: 1500)")
     add("--bursts", type=int, help="turns of 32 requests per cell (default: 2; full: 12)")
     add("--cpu-rounds", type=int, help="turns that CPU is measured in (default: 1; full: 7)")
+    add("--tokens", type=int, default=200, help="of the streams that show the CPU of a chunk (default: 200)")
+    add("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME", help="beside bare")
     add("--requests", type=int, help="that memory must not grow over (default: 2000; full: 20000)")
     add("--clients", type=int, help="that vanish (default: 200; full: 1000)")
     add("--seconds", type=float, default=_FAR, help=f"of each load of the overload part (default: {_FAR:g})")
@@ -61,6 +63,8 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
             setattr(args, name, full if args.full else short)
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    if args.tokens < 2:
+        raise ValueError("--tokens must be at least 2")
     if args.seconds <= 0.5:
         raise ValueError("--seconds must be above 0.5")
     if args.litellm and args.no_litellm:
@@ -109,8 +113,7 @@ def _measure(args: argparse.Namespace, say: Callable[[str], None]) -> report.Fou
 
 
 async def _latency(args: argparse.Namespace, found: report.Found, folder: Path, say: Callable[[str], None]) -> None:
-    tokenizer = _tokenizer(found)
-    with servers.running(folder, CONTENDERS, tokenizer) as made:
+    with servers.running(folder, args.contenders, _tokenizer(args, found)) as made:
         try:
             if (why := _no_litellm(args)) is not None:
                 found.absent["LiteLLM"] = why
@@ -119,31 +122,35 @@ async def _latency(args: argparse.Namespace, found: report.Found, folder: Path, 
                 made["LiteLLM"] = await asyncio.to_thread(litellm.start, folder, made["bare"])
         except Failed as error:
             found.absent["LiteLLM"] = str(error)
-        found.rows, found.cpu = await latency.everything(
-            made, args.rounds, args.bursts, args.cpu_rounds, args.seed, say
-        )
+        for cell in latency.CELLS:
+            rounds = args.rounds if cell.concurrency == 1 else args.bursts
+            found.rows += await latency.measure(made, cell, rounds, args.seed)
+            say(cell.title)
+        found.cpu = await latency.cpu(made, args.cpu_rounds, args.tokens)
+        say("CPU per request and chunk")
 
 
 def _no_litellm(args: argparse.Namespace) -> str | None:
-    if args.no_litellm:
-        return "left out (--no-litellm)"
+    if args.no_litellm or "LiteLLM" not in args.contenders:
+        return "left out"
     if not (args.full or args.litellm or litellm.ready()):
         return "not installed (--litellm does it, in an environment of its own)"
     return None
 
 
-def _tokenizer(found: report.Found) -> str | None:
+def _tokenizer(args: argparse.Namespace, found: report.Found) -> str | None:
     """The default model's folder, if it is there: a benchmark of HTTP downloads no model."""
     from thriftree.zoo import smollm2
 
-    if smollm2.ready(smollm2.path()):
+    if "same, tokenizer" in args.contenders and smollm2.ready(smollm2.path()):
         return str(smollm2.path())
-    found.absent["same, tokenizer"] = "the default model is not there (`thriftree serve` prepares it)"
+    if "same, tokenizer" in args.contenders:
+        found.absent["same, tokenizer"] = "the default model is not there (`thriftree serve` prepares it)"
     return None
 
 
 async def _memory(args: argparse.Namespace, found: report.Found, folder: Path, say: Callable[[str], None]) -> None:
-    with servers.running(folder, ("gateway", "keys+quota+log", "remote"), None) as made:
+    with servers.running(folder, args.contenders, None) as made:
         found.memory = await memory.measure(made, args.requests, _OPEN_STREAMS)
     say(f"memory over {args.requests} requests")
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from thriftree.benchmarks.gateway_engine import TokenClock
 from thriftree.server import app as gateway
+from thriftree.server.http_protocol import bounded
 from thriftree.server.methods import capabilities
 from thriftree.server.parts import Parts
 from thriftree.server.settings import Settings
@@ -73,18 +74,22 @@ async def serve(spec: dict[str, Any], sock: socket.socket) -> None:
     clock = TokenClock(**spec["engine"])
     async with contextlib.AsyncExitStack() as stack:
         app: ASGIApp = Engine(clock)
+        http: Any = "httptools"
         if spec["settings"] is not None:
-            app = await _gateway(spec, app, stack)
+            settings = Settings(**spec["settings"])
+            app = await _gateway(spec, settings, app, stack)
+            http = bounded(settings.limits.max_header_bytes, settings.limits.header_seconds)
         config = uvicorn.Config(
-            Bench(app, clock), loop="uvloop", http="httptools", lifespan="off", log_level="warning",
+            Bench(app, clock), loop="uvloop", http=http, lifespan="off", log_level="warning",
             access_log=False, backlog=_BACKLOG, timeout_graceful_shutdown=1,
         )  # fmt: skip
         await uvicorn.Server(config).serve(sockets=[sock])
 
 
-async def _gateway(spec: dict[str, Any], engine: ASGIApp, stack: contextlib.AsyncExitStack) -> ASGIApp:
+async def _gateway(
+    spec: dict[str, Any], settings: Settings, engine: ASGIApp, stack: contextlib.AsyncExitStack
+) -> ASGIApp:
     """All layers, as `thriftree serve` builds them."""
-    settings = Settings(**spec["settings"])
     state = GatewayState(capabilities=capabilities(True, "auto", 16), engine_app=engine, phase="ready")
     if spec.get("tokenizer"):
         state.prompt_counter = _counter(spec["tokenizer"])
