@@ -9,6 +9,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from thriftree.plugins.engine.contract_var import CURRENT, EXTRA_ARGS_KEY, Report, RequestContract
+from thriftree.plugins.engine.handover import careful
 from thriftree.plugins.engine.register import uses_trees
 
 
@@ -35,6 +36,8 @@ class ThriftAsyncLLM(AsyncLLM):
         # comes through here; both are called through this object.
         processor.add_request = add_request
         processor.process_outputs = process_outputs
+        core = self.engine_core
+        core.add_request_async = careful(core.add_request_async, lambda name: self.abort(name, internal=True))
 
     def _admit(self, request: EngineCoreRequest) -> None:
         contract, params = CURRENT.get(), request.sampling_params

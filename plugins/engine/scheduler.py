@@ -9,7 +9,6 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
-from thriftree.plugins.engine import idle
 from thriftree.plugins.engine.grammar import TreeGrammar, prune
 from thriftree.plugins.engine.tree_tokens import TreeTokens
 
@@ -19,8 +18,6 @@ class TreeScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if idle.no_core_to_spare():
-            idle.nap_while_waiting()
         if self.spec_decode_metrics_level == "none":
             # Counted for `usage.thrift`; the client side strips it where the operator did not ask for it.
             self.spec_decode_metrics_level = "summary"

@@ -8,7 +8,6 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_b
 from vllm.v1.attention.selector import _cached_get_attn_backend
 from vllm.v1.worker import cpu_worker
 
-from thriftree.plugins.engine import idle
 from thriftree.plugins.engine.linear import FewRows
 from thriftree.plugins.engine.options import SpeculationOptions
 from thriftree.plugins.engine.runner_v1 import TreeCPUModelRunner
@@ -19,8 +18,6 @@ class TreeCPUWorker(cpu_worker.CPUWorker):
     """vLLM's CPU worker; the class that it instantiates for its runner is `TreeCPUModelRunner`."""
 
     def init_device(self) -> None:
-        if idle.no_core_to_spare():
-            idle.nap_while_waiting()
         register_backend(AttentionBackendEnum.CPU_ATTN, "thriftree.plugins.engine.cpu_attention.TreeBackend")
         _cached_get_attn_backend.cache_clear()  # an engine before us in this process chose the stock one
         # `init_device` names the runner class through its module: the one seam it offers.
