@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from thriftree.server.fail_fast import fail_fast
+
 _STOP_SECONDS = 3.0  # for the core to put its processes and shared memory away; then it is killed
 
 
@@ -65,6 +67,7 @@ async def load(args: argparse.Namespace, server: Any) -> Loaded:
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
+    _bound_complaints()
     client = await asyncio.to_thread(create, args)
     await client.reset_mm_cache()
     tasks = await client.get_supported_tasks()
@@ -73,6 +76,17 @@ async def load(args: argparse.Namespace, server: Any) -> Loaded:
     await init_app_state(client, app.state, args, tasks)
     app.state.server = server  # vLLM's handlers ask it to stop when the engine has died
     return Loaded(client, app, tuple(tasks))
+
+
+def _bound_complaints() -> None:
+    """Before the routes are made: vLLM's request models stop at the first bad item of a list."""
+    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+    for model in (AnthropicMessagesRequest, ChatCompletionRequest, CompletionRequest, ResponsesRequest):
+        fail_fast(model)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol (httptools) with bounds: size and time of a request's head, pipelined requests, and our errors.
+"""uvicorn's HTTP protocol (httptools), bounded: size and time of a request's head, pipelined requests; and our errors.
 
 httptools has none of its own: one header may be of any length, and a client that sends a byte now and then holds its
 connection for ever.

@@ -37,6 +37,7 @@ SURFACE = {
     "vllm.v1.engine:EngineCoreOutput": "73fe4d17392b",
     "vllm.v1.engine.output_processor:OutputProcessor.add_request": "366ecf41fba2",
     "vllm.v1.engine.async_llm:AsyncLLM.abort": "213f5d47031e",
+    "vllm.v1.engine.core_client:AsyncMPClient.add_request_async": "5c6f3dc17f09",
     "vllm.v1.engine.output_processor:OutputProcessor.process_outputs": "e276c7ba71fa",
     "vllm.v1.metrics.stats:RequestSpecDecodeMetrics": "032a5413bdf8",
     "vllm.v1.outputs:LogprobsTensors": "ab48487fb71b",

@@ -21,11 +21,15 @@ _STOP_SECONDS = 40
 class LiveServer:
     """``with LiveServer(folder, ["--thrift", "exact"]) as server: server.url ...``"""
 
+    command: Sequence[str] = COMMAND
+    ready_path = "/ready"
+    scheme = "http"
+
     def __init__(self, folder: Path, flags: Sequence[str] = ()) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{self.scheme}://127.0.0.1:{self.port}"
         self.folder = folder
         self._flags = list(flags)
         self._console = folder / "console.txt"
@@ -37,12 +41,12 @@ class LiveServer:
         return self._console.read_text()
 
     def __enter__(self) -> LiveServer:
-        self.start("/ready")
+        self.start(self.ready_path)
         return self
 
     def start(self, until: str) -> None:
         """Start, and wait until that path answers."""
-        command = [*COMMAND, "--port", str(self.port), *self._flags]
+        command = [*self.command, "--port", str(self.port), *self._flags]
         begun = time.monotonic()
         with self._console.open("w") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=_environment())
@@ -71,6 +75,10 @@ class LiveServer:
                 self._process.kill()
                 raise
         return self.code
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
