@@ -63,7 +63,8 @@ bench: $(DEV)
 lint: $(DEV) types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=$(TYPES) $(BIN)/mypy --config-file pyproject.toml $(TYPES)/thriftree
+	MYPYPATH=$(TYPES):deploy/grafana $(BIN)/mypy --config-file pyproject.toml $(TYPES)/thriftree helm/chart_values.py helm/generate.py \
+	  deploy/grafana/build.py
 
 # mypy needs the folders under the name that they are imported by.
 types:
