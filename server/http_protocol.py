@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 else:
     _Base = HttpToolsProtocol
 
-_HEADERS = 256
 _PIPELINED = 16  # requests that wait behind one on the same connection
 _WORTH = 8  # bytes of framing that a byte of the body pays for: a chunk of one byte has six
 _LAST_SECONDS = 1.0  # for a refused client to notice
@@ -26,9 +25,10 @@ _LINGER_SECONDS = 5.0  # for the rest of a body that nobody reads any more
 _MALFORMED = ApiError(400, "invalid_http", "the request is not valid HTTP/1.1")
 
 
-def bounded(max_header_bytes: int, header_seconds: float) -> type[asyncio.Protocol]:
+def bounded(max_header_bytes: int, header_seconds: float, max_headers: int = 256) -> type[asyncio.Protocol]:
     """The protocol class for `uvicorn.Config(http=...)`."""
-    return type("BoundedHttp", (BoundedHttp,), {"max_bytes": max_header_bytes, "seconds": header_seconds})
+    bounds = {"max_bytes": max_header_bytes, "seconds": header_seconds, "max_headers": max_headers}
+    return type("BoundedHttp", (BoundedHttp,), bounds)
 
 
 class BoundedHttp(_Base):
@@ -38,6 +38,7 @@ class BoundedHttp(_Base):
     """
 
     max_bytes: int
+    max_headers: int
     seconds: float
 
     if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class BoundedHttp(_Base):
         if self.transport.is_closing() or self._over:
             return
         if self._spare < 0:
-            self._refuse(_too_large(self.max_bytes))
+            self._refuse(self._too_large())
         elif self._in_head and self._timer is None:
             self._timer = self.loop.call_later(self.seconds, self._too_slow)
 
@@ -85,8 +86,8 @@ class BoundedHttp(_Base):
         self._in_head = False
         self._stop_timer()
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > self.max_bytes or len(self.headers) > _HEADERS:
-            self._refusal = _too_large(self.max_bytes)
+        if size > self.max_bytes or len(self.headers) > self.max_headers:
+            self._refusal = self._too_large()
             raise self._refusal
         if len(self.pipeline) >= _PIPELINED:
             raise _MALFORMED
@@ -139,7 +140,6 @@ class BoundedHttp(_Base):
             self._timer.cancel()
             self._timer = None
 
-
-def _too_large(limit: int) -> ApiError:
-    why = f"the request's line and headers are larger than {limit} bytes or more than {_HEADERS}"
-    return ApiError(431, "headers_too_large", why)
+    def _too_large(self) -> ApiError:
+        why = f"the request's line and headers are larger than {self.max_bytes} bytes or more than {self.max_headers}"
+        return ApiError(431, "headers_too_large", why)

@@ -216,7 +216,11 @@ class Serving:
         args, limits = self.plan.args, self.plan.settings.limits
         config = uvicorn.Config(
             app.build(self.plan.settings, self.state, self.parts, Edge.of(args)),
-            http=bounded(limits.max_header_bytes, limits.header_seconds),
+            http=bounded(
+                min(args.h11_max_incomplete_event_size, limits.max_header_bytes),
+                limits.header_seconds,
+                args.h11_max_header_count,
+            ),
             host=args.host or "0.0.0.0",
             port=args.port,
             lifespan="off",
