@@ -8,9 +8,10 @@ still to be closed behind the object tell how deep it lies.
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
+
+import msgspec
 
 _USAGE = re.compile(rb'(?<!\\)"usage"\s*:\s*\{')
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]', re.DOTALL)
@@ -31,7 +32,7 @@ def block(report: Any, method: str | None) -> dict[str, Any]:
 
 def member(report: Any, method: str | None) -> bytes:
     """The same as the bytes of an object's member: ``"thrift":{...}``."""
-    return b'"thrift":' + json.dumps(block(report, method), separators=(",", ":")).encode()
+    return b'"thrift":' + msgspec.json.encode(block(report, method))
 
 
 def splice(data: bytes, addition: bytes, depth: int = 1) -> bytes | None:

@@ -67,6 +67,7 @@ def start(folder: Path, behind: Server) -> Server:
             {
                 "model_list": [{"model_name": "clock", "litellm_params": model}],
                 "litellm_settings": {"telemetry": False, "set_verbose": False},
+                "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},  # else it does not start
             }
         )
     )

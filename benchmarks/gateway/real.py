@@ -26,8 +26,7 @@ from thriftree.benchmarks.stats import spread
 _START_SECONDS = 240.0
 _STOP_SECONDS = 20.0
 _TOKENS = 48
-_REQUESTS = 24
-_LANES = (1, 4)
+_REQUESTS = {1: 16, 4: 32}  # by how many are in flight
 _FLAGS = ("--dtype", "float32", "--max-model-len", "4096", "--served-model-name", "clock", "--host", "127.0.0.1")
 _STOCK = ("-m", "vllm.entrypoints.launchers.api_server.entry", "--model")
 _OURS = ("-m", "thriftree.server.cli", "serve", "--thrift", "off", "--log-file", "-")
@@ -46,7 +45,7 @@ def measure(say: Callable[[str], None]) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="thriftree-bench-") as folder:
         for name, (words, path) in contenders.items():
             with _running(name, [*words, model, *_FLAGS], path, Path(folder) / "log.txt") as server:
-                for lanes in _LANES:
+                for lanes in _REQUESTS:
                     rows.append(asyncio.run(_ask(server, lanes)))
                     say(f"{name}, {lanes} in flight")
     return rows
@@ -76,7 +75,7 @@ def _running(name: str, words: list[str], path: str, log: Path) -> Iterator[Serv
 async def _ask(server: Server, lanes: int) -> Row:
     """Streamed greedy answers of `_TOKENS` tokens to the benchmark's prompts."""
     texts = [prompt.text[:1500] for members in prompts.load().values() for prompt in members]
-    work = iter([_stream(text) for text in (texts * _REQUESTS)[: _REQUESTS * lanes // _LANES[0]]])
+    work = iter([_stream(text) for text in (texts * 3)[: _REQUESTS[lanes]]])
     first: list[float] = []
     rate: list[float] = []
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import socket
 import sys
@@ -45,7 +44,6 @@ class Bench:
 
     def _counts(self) -> dict[str, int]:
         engine = self.engine
-        gc.collect()
         counts = {name: getattr(engine, name) for name in ("running", "waiting", "finished", "aborted", "tokens")}
         return {**counts, "tasks": len(asyncio.all_tasks())}
 

@@ -109,9 +109,11 @@ def wait(server: Server, log: Path, path: str = "/health", seconds: float = _STA
             if asking.getresponse().status == 200:
                 return
         time.sleep(0.1)
+    ended = server.process.poll() is not None
     server.process.kill()
     server.process.wait()
-    raise Failed(f"{server.name} did not start within {seconds:g} s: {last_words(log)}")
+    how = "ended while it started" if ended else f"did not start within {seconds:g} s"
+    raise Failed(f"{server.name} {how}: {last_words(log)}")
 
 
 def last_words(log: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from uuid import uuid4
+from os import urandom
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,7 +22,7 @@ class RequestId:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         asked = header(scope["headers"], b"x-request-id")
-        name = asked if asked is not None and _SANE.fullmatch(asked) else uuid4().hex.encode()
+        name = asked if asked is not None and _SANE.fullmatch(asked) else urandom(16).hex().encode()
         others = [pair for pair in scope["headers"] if pair[0] != b"x-request-id"]
         scope = {**scope, "headers": [*others, (b"x-request-id", name)]}
         set_info(scope, RequestInfo(request_id=name.decode()))
