@@ -39,7 +39,7 @@ def build(settings: Settings, state: GatewayState, parts: Parts | None = None, e
     app = TenantQuota(app, parts.limiter, metrics, lambda: state.prompt_counter)
     app = KeyCaps(app, metrics, remote=bool(settings.engine))
     app = Auth(app, metrics, parts.keyring, (*settings.auth.open_routes, *PAGE))
-    app = BodyLimit(app, metrics, limits.max_body_bytes, limits.body_seconds)
+    app = BodyLimit(app, metrics, limits.max_body_bytes, limits.body_seconds, limits.max_body_values)
     app = ClosedRoutes(app, settings.routes.allow)
     app = OneErrorShape(app)
     app = CountRequests(app, metrics)

@@ -13,6 +13,9 @@ from starlette.types import Message, Receive, Scope
 from thriftree.server.errors import ApiError
 from thriftree.server.scope import header
 
+MAX_VALUES = 1 << 20
+_SEPARATORS = (b",", b"[", b"{")  # those in strings too: to count them costs nothing beside parsing
+
 
 class ClientLeft(Exception):
     """The connection closed before the body was whole."""
@@ -21,8 +24,10 @@ class ClientLeft(Exception):
 class Body:
     """Stands between the server's `receive` and the layers; an ASGI `receive` itself."""
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int, seconds: float) -> None:
-        self._receive, self._limit, self._seconds = receive, limit, seconds
+    def __init__(
+        self, scope: Scope, receive: Receive, limit: int, seconds: float, max_values: int = MAX_VALUES
+    ) -> None:
+        self._receive, self._limit, self._seconds, self._max_values = receive, limit, seconds, max_values
         self._data: bytes | None = None
         self._played = self._left = False
         self._parsed: Any = self  # itself: not parsed yet
@@ -34,7 +39,7 @@ class Body:
         """The whole body.
 
         Raises:
-            ApiError: 413 beyond the limit, 408 when it does not arrive in time.
+            ApiError: 413 beyond the limits, 408 when it does not arrive in time.
             ClientLeft: there is nobody to answer.
         """
         if self._data is None:
@@ -56,7 +61,11 @@ class Body:
                     raise _too_large(self._limit)
                 chunks.append(chunk)
                 more = message.get("more_body", False)
-            self._data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            if len(data) > self._max_values and sum(map(data.count, _SEPARATORS)) > self._max_values:
+                why = f"the request body has more than {self._max_values} values"
+                raise ApiError(413, "body_too_complex", why)
+            self._data = data
         return self._data
 
     async def parsed(self) -> Any:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from thriftree.plugins.speculative import registry
+from thriftree.server.body import MAX_VALUES
 
 
 def split_commas(value: Any) -> Any:
@@ -68,6 +69,11 @@ class Limits(BaseModel):
 
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="largest request body, in bytes")
     body_seconds: float = Field(default=30, gt=0, description="seconds in which a request body must have arrived")
+    max_body_values: int = Field(
+        default=MAX_VALUES,
+        ge=1024,
+        description="most JSON values in a body (64 MB of them take seconds and 1.7 GB)",
+    )
     max_header_bytes: int = Field(default=64 << 10, ge=1024, description="largest request line and headers, in bytes")
     header_seconds: float = Field(default=10, gt=0, description="seconds in which line and headers must have arrived")
 
