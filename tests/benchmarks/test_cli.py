@@ -22,6 +22,14 @@ def test_not_built_is_said(name: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert "not built yet" in capsys.readouterr().err
 
 
+def test_all_runs_everything_and_fails_if_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(cli, "_speculation", lambda argv: ran.append("speculation") or 1)
+    monkeypatch.setattr(cli, "_gateway", lambda argv: ran.append("gateway") or 0)
+    assert cli.main(["all"]) == 1
+    assert ran == ["speculation", "gateway"]
+
+
 def test_unknown_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["speed"]) == 2
     assert "speculation" in capsys.readouterr().err
