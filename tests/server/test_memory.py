@@ -47,7 +47,9 @@ def load(url: str, count: int, seed: int) -> list[int]:
 
 
 def test_flat_over_thousands_of_requests(tmp_path: Path) -> None:
-    flags = [str(tiny.ensure("llama-gqa")), "--enforce-eager", "--max-model-len", "1024"]
+    model = str(tiny.ensure("llama-gqa"))
+    # Few blocks, so that all of them have been touched before it is measured.
+    flags = [model, "--enforce-eager", "--max-model-len", "1024", "--num-gpu-blocks-override", "256"]
     with LiveServer(tmp_path, [*flags, "--speculation-memory-mib", "8"]) as server:
         assert set(load(server.url, WARM, 1)) <= {200, 499}
         before = resident_mib(server.pid)
