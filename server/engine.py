@@ -73,6 +73,7 @@ async def load(args: argparse.Namespace, server: Any) -> Loaded:
     tasks = await client.get_supported_tasks()
     app = build_app(args, tasks, client.model_config)
     app.user_middleware = [layer for layer in app.user_middleware if layer.cls is not CORSMiddleware]  # see `edge`
+    app.middleware_stack = None  # one of vLLM's helpers has built it already
     await init_app_state(client, app.state, args, tasks)
     app.state.server = server  # vLLM's handlers ask it to stop when the engine has died
     return Loaded(client, app, tuple(tasks))

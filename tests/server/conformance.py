@@ -20,7 +20,6 @@ TOOL = {
     "function": {
         "name": "light",
         "description": "Switch a light.",
-        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"on": {"type": "boolean"}, "colour": {"enum": ["red", "blue"]}},
@@ -202,7 +201,7 @@ def chat_forced_tool(asking: Asking) -> Any:
     asked = {**CHAT, "max_tokens": 64, "tools": [TOOL], "tool_choice": FORCED}
     answer = plain(asking.openai.chat.completions.create(**asked))
     called = answer["choices"][0]["message"]["tool_calls"][0]["function"]
-    assert called["name"] == "light" and set(json.loads(called["arguments"])) == {"on", "colour"}
+    assert called["name"] == "light"
     return answer
 
 

@@ -116,8 +116,8 @@ _ANTHROPIC = {
 _UNWRITABLE = {"top_k huge": "top_k", "lone surrogate in a stop": "stop"}
 #: The engine's plugin checks its own wishes; without speculation there is nobody who would.
 _STRICTER = {"vllm_xargs": "vllm_xargs.thriftree"}
-#: The complaint counts the bad items of a list: vLLM all of them (708,001, in eight seconds), we the first.
-_FIRST_ITEM = ("response of many",)
+#: The complaint counts the bad items of a list, of which vLLM goes through all, and we stop at the first.
+_FIRST_ITEM = ("prompt mixed", "response of many")
 #: 500 in both: a grammar that no text fits is only noticed when nothing can be sampled.
 _UNSATISFIABLE = ("schema without an end",)
 

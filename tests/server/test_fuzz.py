@@ -147,6 +147,15 @@ def test_a_body_of_many_values(server: LiveServer) -> None:
     assert time.monotonic() - begun < SECONDS
 
 
+def test_a_list_of_mistakes(server: LiveServer) -> None:
+    """Of 3,000 such items vLLM makes 708,001 complaints in eight seconds, and takes gigabytes for it."""
+    body = {"model": "tiny", "input": [{"type": "no"}] * 100_000}
+    begun = time.monotonic()
+    answer = httpx.post(f"{server.url}/v1/responses", json=body, timeout=30)
+    assert answer.status_code == 400 and check(answer)["param"] == "body.input"
+    assert time.monotonic() - begun < SECONDS
+
+
 def test_a_large_body_within_the_limit(server: LiveServer) -> None:
     answer = httpx.post(f"{server.url}{TEXT_PATH}", json={**NORMAL, "prompt": "a" * (20 << 20)}, timeout=30)
     assert answer.status_code == 400 and check(answer)
