@@ -21,7 +21,7 @@ else:
 _PIPELINED = 16  # requests that wait behind one on the same connection
 _WORTH = 8  # bytes of framing that a byte of the body pays for: a chunk of one byte has six
 _LAST_SECONDS = 1.0  # for a refused client to notice
-_LINGER_SECONDS = 5.0  # for the rest of a body that nobody reads any more
+_LINGER_SECONDS = 5.0  # for the rest of a body that nobody reads any more, and for the next request after it
 _MALFORMED = ApiError(400, "invalid_http", "the request is not valid HTTP/1.1")
 
 
@@ -100,6 +100,8 @@ class BoundedHttp(_Base):
     def on_message_complete(self) -> None:
         self._stop_timer()
         super().on_message_complete()  # type: ignore[misc]
+        if self.cycle is not None and self.cycle.response_complete:  # uvicorn's own keep-alive timer was stopped
+            self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def on_response_complete(self) -> None:
         unread = self._running.more_body

@@ -172,6 +172,9 @@ async def test_a_body_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> 
         begun = time.monotonic()
         assert (await told(port, head, *[b"a"] * 40, pause=0.02)).startswith(b"HTTP/1.1 404")
         assert time.monotonic() - begun < 0.95
+        begun = time.monotonic()
+        assert (await told(port, head, b"a" * 1000, pause=0.05)).count(b"HTTP/1.1 404") == 1
+        assert time.monotonic() - begun < 0.95
 
 
 async def test_whoever_pipelines_is_heard_leaving() -> None:
