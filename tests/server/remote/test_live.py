@@ -1,4 +1,4 @@
-"""Two real servers on the default model with the gateway in front; one is killed while it answers."""
+"""Two real servers on a tiny model with the gateway in front; one is killed while it answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.server.live import LiveServer
-from thriftree.zoo import smollm2
+from thriftree.zoo import tiny
 
 pytestmark = pytest.mark.live
 CHAT = "/v1/chat/completions"
@@ -53,7 +53,7 @@ class Stream(threading.Thread):
 
     def run(self) -> None:
         messages = [{"role": "user", "content": self.prompt}]
-        body = {"model": smollm2.NAME, "messages": messages, "max_tokens": 400, "ignore_eos": True, "stream": True}
+        body = {"model": "tiny", "messages": messages, "max_tokens": 1800, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", self.url + CHAT, json=body, timeout=120) as got:
             for line in got.iter_lines():
                 if line.startswith("data: "):
@@ -64,19 +64,19 @@ class Stream(threading.Thread):
 
 def ask(url: str, prompt: str) -> Any:
     messages = [{"role": "user", "content": prompt}]
-    body = {"model": smollm2.NAME, "messages": messages, "max_tokens": 4}
+    body = {"model": "tiny", "messages": messages, "max_tokens": 4}
     return httpx.post(url + CHAT, json=body, timeout=120)
 
 
 @pytest.fixture
 def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Killable, Killable]]:
-    smollm2.ensure()
+    flags = [str(tiny.ensure("llama-gqa")), "--served-model-name", "tiny", "--max-model-len", "2048"]
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     made = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        made.append(Killable(tmp_path / name, ["--max-num-seqs", "4", "--enforce-eager"]))
+        made.append(Killable(tmp_path / name, [*flags, "--max-num-seqs", "4", "--enforce-eager"]))
     try:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda server: server.start("/ready"), made))
