@@ -71,6 +71,8 @@ class Connection(asyncio.Protocol):
     async def ask(self, data: bytes) -> Reply:
         """Raises Failed when the connection closes before the answer is whole."""
         assert self._transport is not None and self._done is None
+        if self._transport.is_closing():
+            raise Failed("the server closed a connection that was at rest")
         self._done = asyncio.get_running_loop().create_future()
         self._data, self._head, self._tail, self._length = b"", b"", b"", -1
         self._first = 0.0

@@ -11,6 +11,7 @@ import venv
 from pathlib import Path
 
 from thriftree.benchmarks.gateway.http import Failed
+from thriftree.benchmarks.gateway.serve import KEEP_SECONDS
 from thriftree.benchmarks.gateway.servers import Server, wait
 from thriftree.zoo import cache
 
@@ -72,6 +73,7 @@ def start(folder: Path, behind: Server) -> Server:
         )
     )
     command = [str(home() / "bin" / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--keepalive_timeout", str(KEEP_SECONDS)]
     log = folder / "litellm.log"
     ours = {"PYTHONPATH", "VIRTUAL_ENV", "PYTHONWARNINGS"}
     environment = {k: v for k, v in os.environ.items() if k not in ours} | _ENVIRONMENT

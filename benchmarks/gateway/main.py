@@ -22,9 +22,9 @@ PARTS = ("latency", "memory", "overload")
 _PAGE = 120
 #: option -> (short form, long form)
 _SIZES = {
-    "rounds": (150, 600),
-    "bursts": (2, 6),
-    "cpu_rounds": (1, 4),
+    "rounds": (150, 500),
+    "bursts": (2, 4),
+    "cpu_rounds": (1, 3),
     "requests": (2000, 20000),
     "clients": (200, 1000),
 }
@@ -37,9 +37,9 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--full", action="store_true", help="the long form: 20,000 requests, 1,000 clients, LiteLLM installed")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    add("--rounds", type=int, help="turns of single requests per cell (default: 150; full: 600)")
-    add("--bursts", type=int, help="turns of 32 requests per cell (default: 2; full: 6)")
-    add("--cpu-rounds", type=int, help="turns that CPU is measured in (default: 1; full: 4)")
+    add("--rounds", type=int, help="turns of single requests per cell (default: 150; full: 500)")
+    add("--bursts", type=int, help="turns of 32 requests per cell (default: 2; full: 4)")
+    add("--cpu-rounds", type=int, help="turns that CPU is measured in (default: 1; full: 3)")
     add("--tokens", type=int, default=200, help="of the streams that show the CPU of a chunk (default: 200)")
     add("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME", help="beside bare")
     add("--requests", type=int, help="that memory must not grow over (default: 2000; full: 20000)")

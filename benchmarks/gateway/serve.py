@@ -27,6 +27,7 @@ from thriftree.server.state import GatewayState
 CONTROL = "/bench/engine"
 _MODELS = b'{"object": "list", "data": [{"id": "clock", "object": "model"}]}'
 _BACKLOG = 4096
+KEEP_SECONDS = 300  # connections rest while others have their turns
 
 
 class Bench:
@@ -79,7 +80,7 @@ async def serve(spec: dict[str, Any], sock: socket.socket) -> None:
             http = bounded(settings.limits.max_header_bytes, settings.limits.header_seconds)
         config = uvicorn.Config(
             Bench(app, clock), loop="uvloop", http=http, lifespan="off", log_level="warning",
-            access_log=False, backlog=_BACKLOG, timeout_graceful_shutdown=1,
+            access_log=False, backlog=_BACKLOG, timeout_graceful_shutdown=1, timeout_keep_alive=KEEP_SECONDS,
         )  # fmt: skip
         await uvicorn.Server(config).serve(sockets=[sock])
 
