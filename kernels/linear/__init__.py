@@ -49,7 +49,7 @@ class Linear:
     """One layer's weights ``[n, k]``, contiguous, kept alive; callable by a compiled graph too."""
 
     def __init__(self, weight: Tensor, product: Any, limit: int = 0) -> None:
-        """`product`: vLLM's oneDNN product of the same weights (``ops.create_onednn_mm``), which lives as long as we do.
+        """`product`: vLLM's oneDNN product of the same weights (``ops.create_onednn_mm``); kept alive too.
 
         Raises:
             ValueError: a weight that the kernel does not know.

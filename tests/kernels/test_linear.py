@@ -1,4 +1,4 @@
-"""The product of few rows: right for every shape, the same for a row whatever else is in the step, in compiled graphs."""
+"""The product of few rows: right for every shape, the same for a row whatever else is in the step."""
 
 from __future__ import annotations
 
