@@ -12,6 +12,7 @@ from typing import Any
 CHAT = "/v1/chat/completions"
 KEY = "bench-key-0123456789abcdef"
 _KEPT = 600  # bytes of a body, for messages
+_PATIENCE = 30.0  # seconds
 
 
 class Failed(Exception):
@@ -79,9 +80,15 @@ class Connection(asyncio.Protocol):
         self._begun = perf_counter()
         self._transport.write(data)
         try:
-            return await self._done
+            async with asyncio.timeout(_PATIENCE):
+                return await self._done
+        except TimeoutError:
+            raise Failed(f"no answer within {_PATIENCE:g} s, {self._seen()}") from None
         finally:
             self._done = None
+
+    def _seen(self) -> str:
+        return f"after {self._got} bytes ending {self._tail!r}" if self._head else "not even its head"
 
     def leave(self) -> None:
         """As a client that vanishes."""

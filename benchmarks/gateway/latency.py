@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from thriftree.benchmarks.gateway.http import Connection, chat, expect
+from thriftree.benchmarks.gateway.http import Connection, Failed, chat, expect
 from thriftree.benchmarks.gateway.servers import Server
 from thriftree.benchmarks.stats import percentile
 
@@ -54,6 +54,14 @@ class Row:
     paired_p99: float | None
 
 
+class Lost(Failed):
+    """A contender that did not answer."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(why)
+        self.name = name
+
+
 Seconds = dict[str, list[float]]
 
 
@@ -67,11 +75,14 @@ async def measure(servers: Mapping[str, Server], cell: Cell, rounds: int, seed: 
     draw = random.Random(seed)
     try:
         for connections in lanes.values():  # warm
-            await asyncio.gather(*(expect(connection, data) for connection in connections))
+            await _burst(connections, data, cell.stream, 0.0, draw)
         found: Seconds = defaultdict(list)
         for i in range(rounds):
             for name in _turn(list(servers), i):
-                found[name] += await _burst(lanes[name], data, cell.stream, hold, draw)
+                try:
+                    found[name] += await _burst(lanes[name], data, cell.stream, hold, draw)
+                except Failed as error:
+                    raise Lost(name, f"{name}, {cell.title}: {error}") from None
     finally:
         for connections in lanes.values():
             for connection in connections:

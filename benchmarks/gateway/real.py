@@ -25,8 +25,8 @@ from thriftree.benchmarks.stats import spread
 
 _START_SECONDS = 240.0
 _STOP_SECONDS = 20.0
-_TOKENS = 48
-_REQUESTS = {1: 16, 4: 32}  # by how many are in flight
+_TOKENS = 32
+_REQUESTS = {1: 12, 4: 24}  # by how many are in flight
 _FLAGS = ("--dtype", "float32", "--max-model-len", "4096", "--served-model-name", "clock", "--host", "127.0.0.1")
 _STOCK = ("-m", "vllm.entrypoints.launchers.api_server.entry", "--model")
 _OURS = ("-m", "thriftree.server.cli", "serve", "--thrift", "off", "--log-file", "-")
