@@ -51,4 +51,5 @@ def pair(default_model: str, request: pytest.FixtureRequest) -> Iterator[tuple[A
         got = play(ours)
         ours.settle()
         counts["live"] = len(runner.proposer._live)
+        counts["own linear layers"] = ours.own_linear_layers
     yield expected, got, counts

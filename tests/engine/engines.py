@@ -15,9 +15,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
+import pytest
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
+from thriftree.plugins.engine import linear
 from thriftree.plugins.engine.register import PROPOSER
 
 
@@ -48,6 +50,12 @@ class Engine:
         self.engine = llm.llm_engine
         self.steps = 0
         self._serial = 0
+
+    @property
+    def own_linear_layers(self) -> int:
+        """Layers of the model that compute few rows with our product."""
+        used = (getattr(module, "cpu_linear", None) for module in self.runner.model.modules())
+        return sum(getattr(product, "__module__", "") == linear.__name__ for product in used)
 
     @property
     def core(self) -> Any:
@@ -126,7 +134,10 @@ def engine(model: str, trees: dict[str, Any] | None = None, **flags: Any) -> Ite
             "num_speculative_tokens": trees.get("max_nodes", 8),
         }
         settings["additional_config"] = {"thriftree": {"speculation": trees}}
-    llm = LLM(str(model), **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        # Which linear layers are ours is for a clock to say, and here all are: what is equal must be equal with them.
+        patch.setattr(linear, "measure", lambda group: linear.ROWS[-1])
+        llm = LLM(str(model), **settings)
     try:
         yield Engine(llm)
     finally:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from thriftree.kernels.linear import available
+
 from .conftest import Answers
 from .engines import assert_same
 from .scenarios import SCENARIOS
@@ -24,4 +26,5 @@ def test_trees_were_at_work(pair: tuple[Answers, Answers, dict[str, Any]]) -> No
     _, _, counts = pair
     assert counts["accepted"] > 1000
     assert counts["branches"] > 30
+    assert counts["own linear layers"] > 100 or not available()
     assert counts["live"] <= 1, "finished requests leave the drafters"

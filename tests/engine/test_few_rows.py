@@ -58,6 +58,13 @@ def test_ours_up_to_the_limit(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert right(layers, weights), "what a layer needs must live as long as the layer"
 
 
+def test_the_limit_is_the_first_loss(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer rows than a number that loses, though more rows may win again: a noisy moment is likelier than that."""
+    few_rows, _, _ = loaded
+    monkeypatch.setattr(linear, "_race", lambda layers, x: (1.0, 0.5 if len(x) == 8 else 2.0))
+    assert measure(few_rows.layers[:2]) == 4
+
+
 def test_vllms_own_where_it_is_faster(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     few_rows, layers, weights = loaded
     stock = [layer.cpu_linear for layer in layers]
