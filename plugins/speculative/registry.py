@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
+from thriftree.plugins import schema
 from thriftree.plugins.speculative.base import Drafter
 from thriftree.plugins.speculative.memory import Memory
 
@@ -19,7 +20,6 @@ _METHODS: dict[str, tuple[str, str, str]] = {
     "trie_lookahead": ("trie_lookahead", "TrieLookahead", "TrieLookaheadConfig"),
     "suffix": ("suffix", "Suffix", "SuffixConfig"),
 }
-_JSON_TYPES: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +49,13 @@ def _config_type(name: str) -> type:
 
 def describe(name: str) -> Method:
     config: Any = _config_type(name)
-    hints = get_type_hints(config)
-    properties = {spec.name: _schema(spec, hints[spec.name]) for spec in fields(config)}
     return Method(
         name=name,
         paper=config.paper,
-        summary=" ".join((config.__doc__ or "").split("\n\n")[0].split()),
-        parameters={"type": "object", "properties": properties, "additionalProperties": False},
+        summary=schema.summary(config),
+        parameters=schema.parameters(config),
         default=name == DEFAULT_METHOD,
     )
-
-
-def _schema(spec: Field[Any], kind: Any) -> dict[str, Any]:
-    schema: dict[str, Any] = dict(spec.metadata)
-    if get_origin(kind) is Literal:
-        schema |= {"type": "string", "enum": list(get_args(kind))}
-    else:
-        schema["type"] = _JSON_TYPES[kind]
-    if spec.default is not MISSING:
-        schema["default"] = spec.default
-    return schema
 
 
 def configure(name: str, options: Mapping[str, Any] | None = None) -> Any:
@@ -77,28 +64,7 @@ def configure(name: str, options: Mapping[str, Any] | None = None) -> Any:
     Raises:
         ValueError: the message starts with the field's name.
     """
-    config = _config_type(name)
-    properties = describe(name).parameters["properties"]
-    checked = {}
-    for option, value in (options or {}).items():
-        if option not in properties:
-            raise ValueError(f"{option}: {name} has no such parameter, expected one of {', '.join(properties)}")
-        checked[option] = _checked(option, value, properties[option])
-    return config(**checked)
-
-
-def _checked(option: str, value: Any, schema: Mapping[str, Any]) -> Any:
-    kind = schema["type"]
-    if kind == "number" and type(value) is int:
-        value = float(value)
-    if _JSON_TYPES.get(type(value)) != kind:
-        raise ValueError(f"{option}: expected {kind}, got {type(value).__name__}")
-    if "enum" in schema and value not in schema["enum"]:
-        raise ValueError(f"{option}: expected one of {', '.join(schema['enum'])}, got {value!r}")
-    low, high = schema.get("minimum"), schema.get("maximum")
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        raise ValueError(f"{option}: must be between {low} and {high}, got {value}")
-    return value
+    return schema.built(name, _config_type(name), options)
 
 
 def build(name: str, memory: Memory, options: Mapping[str, Any] | None = None) -> Drafter:
