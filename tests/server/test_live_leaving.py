@@ -24,8 +24,10 @@ ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
     "chat, n=2": ("/v1/chat/completions", {**CHAT, "n": 2, "temperature": 0.9}),
     "completions": ("/v1/completions", {"prompt": TALE, "max_tokens": 1500, "ignore_eos": True}),
     "responses": ("/v1/responses", {"input": TALE, "max_output_tokens": 1500, "ignore_eos": True}),
-    "messages": ("/v1/messages", {**CHAT, "model": smollm2.NAME, "max_tokens": 1500}),
+    # No `ignore_eos` in this API: the hottest sampling makes an early end improbable.
+    "messages": ("/v1/messages", {**CHAT, "model": smollm2.NAME, "temperature": 2.0}),
 }
+DEADLINE = 0.6
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +71,15 @@ def test_a_client_that_leaves_is_aborted_at_once(server: LiveServer, route: str,
         time.sleep(0.3)
         if stream:
             assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        before = server.metric("vllm:generation_tokens_total")
+        assert running(server), "it ended by itself: this shows nothing"
     left = time.monotonic()
     while running(server):
-        assert time.monotonic() - left < 2, "still generating"
+        assert time.monotonic() - left < 20, "still generating"
         time.sleep(0.01)
-    took = time.monotonic() - left
-    print(f"\n{route}, stream={stream}: engine at rest {1e3 * took:.0f} ms after the client left")
-    assert took < 1  # a step of the engine and its statistics included
+    print(f"\n{route}, stream={stream}: engine at rest {1e3 * (time.monotonic() - left):.0f} ms after the client left")
+    # In tokens and not in seconds, which a busy machine stretches: an abort is a few steps away, the end 1,500 tokens.
+    assert server.metric("vllm:generation_tokens_total") - before < 400
     rest(server)
 
 
@@ -83,11 +87,10 @@ def test_a_client_that_leaves_is_aborted_at_once(server: LiveServer, route: str,
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_deadline_aborts_in_the_engine(server: LiveServer, route: str, stream: bool) -> None:
     path, body = ROUTES[route]
+    patience = {"x-thriftree-timeout": str(DEADLINE)}
     begun = time.monotonic()
-    answer = httpx.post(
-        f"{server.url}{path}", json={**body, "stream": stream}, headers={"x-thriftree-timeout": "1.5"}, timeout=30
-    )
-    assert 1.4 <= time.monotonic() - begun < 3
+    answer = httpx.post(f"{server.url}{path}", json={**body, "stream": stream}, headers=patience, timeout=30)
+    assert time.monotonic() - begun >= 0.9 * DEADLINE
     text = answer.text
     if stream and answer.status_code == 200:
         error = json.loads(text.rstrip().rpartition("data: ")[2])["error"]
