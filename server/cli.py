@@ -17,6 +17,7 @@ _HELP = """usage: thriftree COMMAND ...
   methods [--json]     the methods of this release
   metrics              the page of all metrics (docs/metrics.md)
   model prepare|path   the default model
+  probe heads [MODEL]  which KV heads of a model keep facts: a head file for KV-cache compression
   bench NAME ...       benchmarks
   tune NAME ...        fit the shipped defaults to measurements
   version              this release
@@ -66,6 +67,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "methods": methods_command,
     "metrics": metrics_command,
     "model": _model,
+    "probe": _lazy("thriftree.server.probe"),
     "bench": _lazy("thriftree.benchmarks.cli"),
     "tune": _lazy("thriftree.benchmarks.tune"),
     "version": _version,
