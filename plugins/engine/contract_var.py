@@ -26,11 +26,32 @@ class Report:
     accepted: int = 0
     method: str | None = None
     exact: bool = True
+    kv_method: str | None = None
+    kv_seen: int = 0  # tokens per layer and head that were cached at some time, and of those the ones still there
+    kv_kept: int = 0
+    kv_dropped: int = 0
+    kv_blocks_freed: int = 0
+
+    def count_kv(self, seen: int, kept: int, dropped: int, freed: int) -> None:
+        """Add what one choice's cache has come to: tokens per layer and head, and blocks back in the pool.
+
+        Called once per choice with its final figures, or several times with what came in addition.
+        """
+        self.kv_seen += seen
+        self.kv_kept += kept
+        self.kv_dropped += dropped
+        self.kv_blocks_freed += freed
+        if dropped:
+            self.exact = False
 
 
 @dataclass(slots=True)
 class RequestContract:
-    """A resolved `thrift` object: ``{"speculation": "off" | {"method": str, "max_nodes": int}}``, keys optional."""
+    """A resolved `thrift` object, keys optional: ``{"speculation": "off" | {...}, "kv": "off" | {...}}``.
+
+    ``speculation``: ``{"method": str, "max_nodes": int, ...own}``. ``kv``: ``{"method": str, "budget": int or
+    "keep": float, "sinks": int, "recent": int, "defer": bool, "per_head": bool, ...own}`` (`kv_cache.request`).
+    """
 
     thrift: dict[str, Any] = field(default_factory=dict)
     tenant: str = DEFAULT_TENANT

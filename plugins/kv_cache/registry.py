@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thriftree.plugins import schema
-from thriftree.plugins.kv_cache.base import Method
+
+if TYPE_CHECKING:  # a gateway in front of other servers knows the names, and does without torch
+    from thriftree.plugins.kv_cache.base import Method
 
 #: The method of a request that asks for a budget and names none.
 DEFAULT_METHOD = "razor_observed"

@@ -1,0 +1,21 @@
+"""What the profiles `balanced` and `max` do to a request's cache. Filled from measured tables, never from hope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`kv`: as a request would say it, ``"off"`` or an object; `why`: what was measured, for people."""
+
+    why: str
+    kv: Any = "off"
+
+
+#: The profiles that may be lossy; all others leave the cache alone.
+PROFILES: dict[str, Profile] = {
+    "balanced": Profile("no setting has been measured yet that keeps 99 % of the full score, so it leaves KV alone"),
+    "max": Profile("no setting has been measured yet that keeps 95 % of the full score, so it leaves KV alone"),
+}

@@ -1,0 +1,176 @@
+"""`thrift.kv`: what a request may ask for and what the engine gets. The gateway and a stock server share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from math import ceil
+from typing import Any
+
+from thriftree.plugins.kv_cache import registry
+from thriftree.plugins.kv_cache.profiles import PROFILES
+
+SINKS, RECENT = 4, 32  # where a request does not say
+_SHARED = ("method", "budget", "keep", "sinks", "recent", "defer", "per_head")
+_MOST = 1 << 20  # of any count of tokens
+NOT_HERE = "this server was started without KV compression (--thrift off or --kv-compression off)"
+
+#: What the engine gets: "off", or a method with all its parameters.
+Resolved = str | dict[str, Any]
+
+
+class Refused(ValueError):
+    """``"kv.budget: why"``; `code` is the contract's: `thrift_invalid`, `thrift_unsupported` or `thrift_forbidden`."""
+
+    def __init__(self, code: str, name: str, why: str) -> None:
+        super().__init__(f"{name}: {why}")
+        self.code, self.field, self.why = code, name, why
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a server grants. Made of the operator's options and of what the model allows."""
+
+    reason: str | None = NOT_HERE  # why nothing is compressed here; None: it can be
+    missing: Mapping[str, str] = field(default_factory=dict)  # method -> why this server does not have it
+    method: str = registry.DEFAULT_METHOD  # of requests that name none
+    keep: float = 0.5  # share of the prompt, of requests that say neither budget nor keep
+    block: int = 16  # tokens of a block of the engine
+    max_tokens: int | None = None  # a request may keep so many per layer and head
+    profile: str = "exact"  # of requests that say nothing
+
+    def least(self, sinks: int = SINKS, recent: int = RECENT) -> int:
+        """The smallest budget."""
+        return sinks + recent + self.block
+
+
+def default(terms: Terms) -> Resolved:
+    """For a request that says nothing: the profile's, and under a cap a method that begins to work at the cap."""
+    return named(terms.profile, terms, capped=True)
+
+
+def named(profile: str, terms: Terms, capped: bool = False) -> Resolved:
+    """For a profile: `off` and `exact` leave the cache alone; `balanced` and `max` may compress, so a cap makes them."""
+    asked = PROFILES[profile].kv if profile in PROFILES else "off"
+    if terms.reason is not None:
+        return "off"
+    if asked == "off" or asked.get("method", terms.method) in terms.missing:
+        return _capped(terms) if capped or profile in PROFILES else "off"
+    return checked(asked, terms)
+
+
+def _capped(terms: Terms) -> Resolved:
+    return "off" if terms.max_tokens is None else checked({"budget": terms.max_tokens}, terms)
+
+
+def checked(asked: Any, terms: Terms) -> Resolved:
+    """What was asked, complete: ``{"method", "budget" or "keep", "sinks", "recent", "defer", "per_head", ...own}``.
+
+    A complete one is its own answer, so the engine may check again what the gateway has checked.
+
+    Raises:
+        Refused: a ValueError that names the field.
+    """
+    if asked == "off" and isinstance(asked, str):
+        return "off"
+    if not isinstance(asked, Mapping):
+        raise Refused("thrift_invalid", "kv", 'must be "off" or an object {"method": ..., "budget": ...}')
+    if terms.reason is not None:
+        raise Refused("thrift_unsupported", "kv", terms.reason)
+    method = _method(asked.get("method", terms.method), terms)
+    sinks, recent = _count(asked, "sinks", SINKS, 0), _count(asked, "recent", RECENT, 1)
+    own = {name: value for name, value in asked.items() if name not in _SHARED}
+    try:
+        parameters = {**_defaults(method), **own}
+        if any(not _is(value, _defaults(method).get(name)) for name, value in own.items()):
+            parameters = asdict(registry.configure(method, own))
+    except ValueError as error:
+        name, _, why = str(error).partition(": ")
+        raise Refused("thrift_invalid", f"kv.{name}", why or "not valid") from None
+    return {
+        "method": method,
+        **_size(asked, sinks, recent, terms),
+        "sinks": sinks,
+        "recent": recent,
+        "defer": _flag(asked, "defer", _defers(method)),
+        "per_head": _flag(asked, "per_head", False),
+        **parameters,
+    }
+
+
+def budget(kv: Mapping[str, Any], prompt: int, terms: Terms) -> int:
+    """Tokens that a resolved request keeps per layer and head once its prompt has `prompt` tokens."""
+    asked = kv["budget"] if "budget" in kv else ceil(kv["keep"] * prompt)
+    least = terms.least(kv["sinks"], kv["recent"])
+    return max(least, asked if terms.max_tokens is None else min(asked, terms.max_tokens))
+
+
+def _method(name: Any, terms: Terms) -> str:
+    if not isinstance(name, str) or name not in registry.names():
+        known = ", ".join(registry.names())
+        raise Refused("thrift_invalid", "kv.method", f"unknown method {_shown(name)}; expected one of {known}")
+    if name in terms.missing:
+        raise Refused("thrift_unsupported", "kv.method", f"{name} is not available here: {terms.missing[name]}")
+    return name
+
+
+def _size(asked: Mapping[str, Any], sinks: int, recent: int, terms: Terms) -> dict[str, Any]:
+    """``{"budget": tokens}`` or ``{"keep": share}``."""
+    least, most = terms.least(sinks, recent), terms.max_tokens
+    parts = f"{sinks} sinks, {recent} recent and a block of {terms.block}"
+    if "budget" not in asked:
+        if most is not None and least > most:
+            why = f"{parts} are above this server's cap of {most} tokens (--kv-max-tokens)"
+            raise Refused("thrift_forbidden", "kv.recent" if recent >= sinks else "kv.sinks", why)
+        return {"keep": _share(asked.get("keep", terms.keep))}
+    if "keep" in asked:
+        raise Refused("thrift_invalid", "kv.keep", "cannot be said together with budget")
+    value = asked["budget"]
+    if type(value) is not int or not least <= value <= _MOST:
+        why = f"must be an integer from {least} ({parts}) to {_MOST}"
+        raise Refused("thrift_invalid", "kv.budget", why)
+    if most is not None and value > most:
+        why = f"{value} is above this server's cap of {most} tokens (--kv-max-tokens)"
+        raise Refused("thrift_forbidden", "kv.budget", why)
+    return {"budget": value}
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise Refused("thrift_invalid", "kv.keep", "must be a share of the prompt: a number above 0, at most 1")
+    return float(value)
+
+
+def _count(asked: Mapping[str, Any], name: str, default: int, least: int) -> int:
+    value = asked.get(name, default)
+    if type(value) is not int or not least <= value <= _MOST:
+        raise Refused("thrift_invalid", f"kv.{name}", f"must be an integer from {least} to {_MOST}")
+    return value
+
+
+def _flag(asked: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = asked.get(name, default)
+    if not isinstance(value, bool):
+        raise Refused("thrift_invalid", f"kv.{name}", "must be true or false")
+    return value
+
+
+def _is(value: Any, default: Any) -> bool:
+    """Equal, and not only as True is equal to 1."""
+    return type(value) is type(default) and bool(value == default)
+
+
+def _shown(value: Any) -> str:
+    return repr(value[:64]) if isinstance(value, str) else f"of type {type(value).__name__}"
+
+
+@lru_cache
+def _defaults(method: str) -> dict[str, Any]:
+    """The method's own parameters: worked out once, it takes longer than all the rest."""
+    return asdict(registry.configure(method))
+
+
+@lru_cache
+def _defers(method: str) -> bool:
+    return registry.describe(method).defer
