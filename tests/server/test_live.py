@@ -242,8 +242,10 @@ def test_a_client_that_leaves_frees_the_engine(client: Any, server: LiveServer) 
     with pytest.raises(httpx.ReadTimeout):  # nothing is streamed here: vLLM must hear of it all the same
         httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=1)
     assert server.wait_idle()
-    time.sleep(0.1)
-    assert 'route="/v1/chat/completions",status="499"' in httpx.get(f"{server.url}/metrics").text
+    end = time.monotonic() + 10
+    while 'route="/v1/chat/completions",status="499"' not in httpx.get(f"{server.url}/metrics").text:
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_second_server_on_the_port_says_so_in_one_line(server: LiveServer) -> None:

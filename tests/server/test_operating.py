@@ -26,7 +26,7 @@ keys:
   - {name: two, key: key-two-0123456789, tenant: umbrella, caps: {max_tokens: 8}}
   - {name: free, key: key-free-0123456789, tenant: acme}
 """
-DRAIN_SECONDS = 3
+DRAIN_SECONDS = 2
 
 
 def bearer(name: str) -> dict[str, str]:
@@ -34,7 +34,8 @@ def bearer(name: str) -> dict[str, str]:
 
 
 FREE = bearer("free")
-LONG = {"prompt": "a b c", "max_tokens": 1800, "ignore_eos": True, "temperature": 0}
+#: Without drafts, which would shorten it on some machines to less than the drain allows.
+LONG = {"prompt": "a b c", "max_tokens": 1950, "ignore_eos": True, "temperature": 0, "thrift": "off"}
 
 
 def flags(folder: Path, *more: str) -> list[str]:
@@ -132,13 +133,13 @@ def test_drain(server: LiveServer) -> None:
     stream = Stream(server)
     begun = time.monotonic()
     server.signal(signal.SIGTERM)
-    time.sleep(0.3)
-    assert httpx.get(f"{server.url}/ready").status_code == 503
+    while httpx.get(f"{server.url}/ready").status_code == 200:
+        assert time.monotonic() - begun < 2
     assert httpx.get(f"{server.url}/health").status_code == 200
     late = post(server, FREE)
     assert late.status_code == 503 and int(late.headers["retry-after"]) >= 1
     assert stream.last_error()["code"] == "draining"
-    assert DRAIN_SECONDS - 0.5 <= time.monotonic() - begun <= DRAIN_SECONDS + 3
+    assert DRAIN_SECONDS - 0.5 <= time.monotonic() - begun <= DRAIN_SECONDS + 8
     assert server.wait() == 0
 
 
@@ -150,9 +151,9 @@ def test_an_engine_that_dies(tmp_path: Path) -> None:
         assert stream.last_error()
         try:
             while httpx.get(f"{server.url}/ready").status_code == 200:
-                assert time.monotonic() - died < 2
+                assert time.monotonic() - died < 5
         except httpx.HTTPError:
-            assert time.monotonic() - died < 10  # it has left by now
+            assert time.monotonic() - died < 20  # it has left by now
         assert server.wait() == 1
         assert "the engine died" in server.console
 
@@ -165,4 +166,4 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         assert stream.is_alive()
         begun = time.monotonic()
         server.signal(signal.SIGTERM)
-        assert server.wait() == 0 and time.monotonic() - begun < 5
+        assert server.wait() == 0 and time.monotonic() - begun < 20  # and not 60

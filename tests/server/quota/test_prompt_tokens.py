@@ -106,12 +106,12 @@ async def test_a_strangers_template_is_not_run(count: TokenizerCounter) -> None:
 
 
 async def test_large_prompts_leave_the_event_loop_free(count: TokenizerCounter) -> None:
-    longest, last = 0.0, time.perf_counter()
+    longest, last = 0.0, (begun := time.perf_counter())
     work = asyncio.ensure_future(count(TEXT, {"prompt": "some words " * 100_000}))
     while not work.done():
         await asyncio.sleep(0)
         longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
-    assert work.result() == 1_100_000 and longest < 0.2
+    assert work.result() == 1_100_000 and longest < max(0.2, (last - begun) / 2)
 
 
 async def test_what_no_engine_takes_is_estimated(count: TokenizerCounter) -> None:

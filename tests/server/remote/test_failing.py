@@ -213,7 +213,7 @@ async def test_a_passing_refusal_between_two_checks_leaves_no_trace() -> None:
             upstream.found(False, "refusing connections")
             front.engines.changed()
             assert front.state.phase == "no_engine"
-            await until(lambda: front.state.phase == "ready", 1)
+            await until(lambda: front.state.phase == "ready", 5)
 
 
 async def test_an_engine_that_hangs_is_found_out() -> None:
@@ -255,7 +255,7 @@ async def test_a_client_that_leaves_closes_the_engines_connection_at_once(begun:
         loop = asyncio.get_running_loop()
         left = loop.time()
         await asyncio.wait_for(engine.left.wait(), 2)
-        assert loop.time() - left < 0.1
+        assert loop.time() - left < 1
         await until(lambda: front.metric("upstream_requests_total", engine=engine.url, outcome="left") == 1)
         assert front.metric("upstream_inflight", engine=engine.url) == 0
         status = {"route": CHAT, "status": "499", "tenant": "default"}

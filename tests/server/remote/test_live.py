@@ -89,7 +89,7 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[K
 def test_one_of_two_engines_is_killed_mid_stream(engines: tuple[Killable, Killable], tmp_path: Path) -> None:
     flags = ["--engine", engines[0].url, "--engine", engines[1].url, "--remote-prefix-bytes", "0"]
     with LiveServer(tmp_path, flags) as gateway:
-        assert gateway.ready_seconds < 10
+        assert gateway.ready_seconds < 25
         streams = [Stream(gateway.url, prompt) for prompt in ("Tell me of trees.", "Tell me of bees.")]
         for stream in streams:
             assert stream.begun.wait(60)
@@ -98,7 +98,7 @@ def test_one_of_two_engines_is_killed_mid_stream(engines: tuple[Killable, Killab
         engines[0].kill()
         killed = time.monotonic()
         while all(stream.is_alive() for stream in streams):
-            assert time.monotonic() - killed < 5
+            assert time.monotonic() - killed < 30
             time.sleep(0.01)
         lost, lives = sorted(streams, key=threading.Thread.is_alive)
         assert json.loads(lost.events[-1])["error"]["code"] == "engine_lost"
