@@ -11,7 +11,7 @@ _HELP = """usage: thriftree bench NAME ...
 
   speculation   token trees against plain vLLM and vLLM's own drafters, in one run, in turns
   kernels       tree attention against vLLM's own operator
-  kv            not built yet
+  kv            what answers lose when the KV cache is compressed, every method and the controls at equal rows
   vision        not built yet
   gateway       what the gateway adds to a request, and what it owes under load; LiteLLM's proxy beside it
   all           everything that is built, in its short form (what `make bench` runs)
@@ -24,6 +24,10 @@ def _speculation(argv: Sequence[str]) -> int:
 
 def _gateway(argv: Sequence[str]) -> int:
     return int(import_module("thriftree.benchmarks.gateway.main").main(list(argv)))
+
+
+def _kv(argv: Sequence[str]) -> int:
+    return int(import_module("thriftree.benchmarks.kv.main").main(list(argv)))
 
 
 def _kernels(argv: Sequence[str]) -> int:
@@ -49,13 +53,13 @@ def _all(argv: Sequence[str]) -> int:
     if argv:
         print("thriftree bench all takes no flags: name one benchmark", file=sys.stderr)
         return 2
-    return max(_speculation([]), _gateway([]))
+    return max(_speculation([]), _kv([]), _gateway([]))
 
 
 BENCHES: dict[str, Callable[[Sequence[str]], int]] = {
     "speculation": _speculation,
     "kernels": _kernels,
-    "kv": _not_built("kv"),
+    "kv": _kv,
     "vision": _not_built("vision"),
     "gateway": _gateway,
     "all": _all,

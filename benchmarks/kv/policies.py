@@ -1,0 +1,195 @@
+"""What is compared: a method of the registry, how rows are shared out, and which heads keep everything."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thriftree.benchmarks.kv.blend import Blend
+from thriftree.benchmarks.kv.lab import Evicted, Lab, Prefix
+from thriftree.plugins.kv_cache import registry
+from thriftree.plugins.kv_cache.base import Method
+from thriftree.plugins.kv_cache.heads import HeadFile
+from thriftree.plugins.kv_cache.per_head import blocks_per_head
+from thriftree.plugins.kv_cache.rows import Rows
+from thriftree.plugins.kv_cache.select import keep_mask
+
+SINKS, RECENT = 4, 32
+_TIERS = 4  # groups of layers with budgets of their own
+_QUERIES = 128  # rows of attention at a time
+
+Head = tuple[int, int]  # layer, KV head
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A row of the table."""
+
+    name: str
+    method: str | None = None  # None: keep everything
+    options: dict[str, Any] = field(default_factory=dict)
+    per_head: bool = False
+    induction: int = 0  # heads that keep everything
+    echo: int = 0
+    control: int | None = None  # a seed: as many heads as that, but others, at random
+    compensate: int | None = None  # a compensation row in heads that drop rows, from this layer on
+    seed: int = 0
+    aware: bool = False  # the question is in the cache when it is compressed
+
+    def made(self) -> Method:
+        assert self.method is not None
+        if self.method == "blend":
+            return Blend(**self.options)
+        return registry.configure(self.method, self.options)
+
+
+class Cache:
+    """A prefix as methods see it; sums of attention are computed once for all that want the same."""
+
+    def __init__(self, lab: Lab, prefix: Prefix) -> None:
+        self.lab, self.prefix = lab, prefix
+        self.pos = torch.arange(prefix.length).expand(lab.shape.kv_heads, -1)
+        self._sums: dict[tuple[Callable[..., Tensor], Method | None, int], list[Tensor]] = {}
+
+    def rows(self, layer: int, method: Method, keep: int, seed: int) -> Rows:
+        prefix = self.prefix
+        made = Rows(
+            pos=self.pos,
+            length=prefix.length,
+            prompt=prefix.length,
+            keep=keep,
+            layer=layer,
+            layers=self.lab.shape.layers,
+            scale=prefix.scale,
+            seed=seed,
+            rope=self.lab.rope,
+            read_keys=partial(prefix.keys.__getitem__, layer),
+            read_values=partial(prefix.values.__getitem__, layer),
+        )
+        if method.window:
+            made.queries = prefix.queries[layer][:, :, -method.window :]
+        if method.observes:
+            made.sums = self._observed(method, seed)[layer]
+        return made
+
+    def _observed(self, method: Method, seed: int) -> list[Tensor]:
+        weigh = type(method).weigh
+        key = (weigh, None, 0) if weigh is Method.weigh else (weigh, method, seed)
+        if key not in self._sums:
+            self._sums[key] = [self._layer_sums(method, layer, seed) for layer in range(self.lab.shape.layers)]
+        return self._sums[key]
+
+    def _layer_sums(self, method: Method, layer: int, seed: int) -> Tensor:
+        prefix, total = self.prefix, torch.zeros(self.pos.shape)
+        rows = Rows(self.pos, prefix.length, prefix.length, prefix.length, layer, self.lab.shape.layers, seed=seed)
+        for start in range(0, prefix.length, _QUERIES):
+            at = torch.arange(start, min(start + _QUERIES, prefix.length))
+            logits = prefix.queries[layer][:, :, at] @ prefix.keys[layer][:, None].mT * prefix.scale
+            logits.masked_fill_(self.pos[0] > at[:, None], -torch.inf)
+            total += method.weigh(logits, rows, at).nan_to_num_(0.0).sum(dim=(1, 2))
+        return total
+
+
+def evicted(policy: Policy, cache: Cache, keep: float, file: HeadFile) -> Evicted:
+    """The cache under `policy` with ``ceil(keep * N)`` rows per layer and head, counted over all of them."""
+    shape, length = cache.lab.shape, cache.prefix.length
+    mask = torch.ones(shape.layers, shape.kv_heads, length, dtype=torch.bool)
+    if policy.method is None or keep >= 1.0:
+        return Evicted(mask[None])
+    method = policy.made()
+    whole = affordable(chosen(policy, file), shape.layers * shape.kv_heads, length, keep)
+    budgets = _budgets(method, policy, whole, cache, keep)
+    for layer, budget in enumerate(budgets):
+        others = [head for head in range(shape.kv_heads) if (layer, head) not in whole]
+        if others:
+            mask[layer, others] = _layer(policy, method, cache, layer, budget, others)
+    return Evicted(mask[None], _compensation(policy, cache, mask))
+
+
+def _layer(policy: Policy, method: Method, cache: Cache, layer: int, budget: int, others: list[int]) -> Tensor:
+    """``[len(others), N]``"""
+    rows = cache.rows(layer, method, budget, policy.seed)
+    score, pos, rest = method.score(rows)[others], cache.pos[others], cache.prefix.length
+    if not policy.per_head:
+        return keep_mask(score, pos, budget, rest, SINKS, RECENT)
+    safe = (pos < SINKS) | (pos >= rest - RECENT)
+    return keep_mask(score, pos, blocks_per_head(score, safe, budget * len(others), 1), rest, SINKS, RECENT)
+
+
+def chosen(policy: Policy, file: HeadFile) -> list[Head]:
+    """The heads that a policy wants to keep whole, the most important first."""
+    probed = file.ranked(policy.induction, policy.echo)
+    if policy.control is None:
+        return probed
+    shape = file.fingerprint
+    rest = [(layer, head) for layer in range(shape.layers) for head in range(shape.kv_heads)]
+    return random.Random(policy.control).sample([head for head in rest if head not in probed], len(probed))
+
+
+def affordable(heads: list[Head], total: int, length: int, keep: float) -> set[Head]:
+    """As many as leave the others room for sinks and recent rows."""
+    count = len(heads)
+    while count and _left(count, total, length, keep) < SINKS + RECENT:
+        count -= 1
+    return set(heads[:count])
+
+
+def _left(whole: int, total: int, length: int, keep: float) -> int:
+    """Rows of each other head when `whole` heads of `total` keep everything: the sum is that of equal budgets."""
+    return (total * ceil(keep * length) - whole * length) // (total - whole)
+
+
+def _budgets(method: Method, policy: Policy, whole: set[Head], cache: Cache, keep: float) -> list[int]:
+    """Rows of each head that is not whole, by layer."""
+    shape, length = cache.lab.shape, cache.prefix.length
+    left = _left(len(whole), shape.layers * shape.kv_heads, length, keep)
+    shares = [method.share(layer * _TIERS // shape.layers, _TIERS) for layer in range(shape.layers)]
+    made = spread(left * shape.layers, shares, min(SINKS + RECENT, left), length)
+    first = shape.layers if policy.compensate is None else policy.compensate
+    return [rows - (layer >= first and rows < length) for layer, rows in enumerate(made)]  # a row is a row
+
+
+def spread(total: int, shares: list[float], least: int, most: int) -> list[int]:
+    """`total` in proportion to `shares`, each part in [least, most]; the sum is at most `total`."""
+    parts, free = [0.0] * len(shares), set(range(len(shares)))
+    while free:
+        left = total - sum(parts[i] for i in range(len(shares)) if i not in free)
+        unit = left / (sum(shares[i] for i in free) or 1.0)
+        low = {i for i in free if shares[i] * unit < least}
+        out = low or {i for i in free if shares[i] * unit > most}
+        for i in out or free:
+            parts[i] = least if i in low else min(shares[i] * unit, most)
+        free -= out or free
+    return [int(part + 1e-9) for part in parts]
+
+
+def _compensation(policy: Policy, cache: Cache, mask: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    if policy.compensate is None:
+        return None
+    gone = (~mask).float()
+    gone[: policy.compensate] = 0.0
+    count = gone.sum(dim=-1)
+    share = gone / count.clamp_min(1.0)[..., None]
+    keys, values = (
+        torch.einsum("lhn,lhnd->lhd", share, torch.stack(x)) for x in (cache.prefix.keys, cache.prefix.values)
+    )
+    return keys[None], values[None], count.log()[None]
+
+
+def together(made: list[Evicted]) -> Evicted:
+    """Many caches for one pass."""
+    keep = torch.cat([one.keep for one in made])
+    if all(one.rows is None for one in made):
+        return Evicted(keep)
+    like = next(one.rows for one in made if one.rows is not None)
+    none = (torch.zeros_like(like[0]), torch.zeros_like(like[1]), torch.full_like(like[2], -torch.inf))
+    rows = [one.rows or none for one in made]
+    key, value, weight = (torch.cat([row[i] for row in rows]) for i in range(3))
+    return Evicted(keep, (key, value, weight))
