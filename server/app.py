@@ -32,7 +32,7 @@ def build(settings: Settings, state: GatewayState, parts: Parts | None = None, e
     metrics, limits = state.metrics, settings.limits
     app = _core(settings, state)
     if not settings.engine:  # engines elsewhere resolve the contract, and may know methods that we do not
-        app = Contract(app, lambda: state.capabilities, metrics)
+        app = Contract(app, lambda: state.capabilities, metrics, lambda: state.prompt_counter)
     app = deadline = Deadline(app, metrics, settings.deadlines)
     state.end_all = deadline.end_all
     app = Admission(app, parts.gate, metrics, settings.deadlines)

@@ -121,6 +121,14 @@ class Body:
         return {"type": "http.request", "body": data, "more_body": False}
 
 
+async def amended(scope: Scope, body: Body, members: Mapping[str, Any]) -> Scope:
+    """The scope of a request whose body gets these members, and its length with it; the same scope where none."""
+    if not members:
+        return scope
+    length = str(await body.amend(members)).encode()
+    return {**scope, "headers": [(k, length if k == b"content-length" else v) for k, v in scope["headers"]]}
+
+
 def _too_large(limit: int) -> ApiError:
     return ApiError(
         413, "body_too_large", f"the request body is larger than {limit} bytes", headers={"Connection": "close"}

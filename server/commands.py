@@ -27,7 +27,8 @@ def methods_command(argv: Sequence[str]) -> int:
     for row in rows:
         name = row["name"] + (" (default)" if row["default"] else "")
         law, available = "exact" if row["exact"] else "lossy", "yes" if row["available"] else row["reason"]
-        parameters = ", ".join(("max_nodes", *row["parameters"]["properties"]))
+        shared = ("max_nodes",) if row["family"] == "speculation" else ()
+        parameters = ", ".join((*shared, *row["parameters"]["properties"]))
         shown.add_row(name, row["family"], law, available, parameters, row["paper"], row["summary"])
     console = Console()
     console.print(shown)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from thriftree.plugins.kv_cache import request as kv_request
 from thriftree.server.errors import ContractError
 
 PROFILES = ("off", "exact", "balanced", "max")
+#: Of these, those that may change answers.
+LOSSY = frozenset(("balanced", "max"))
 KEYS = ("speculation", "kv", "vision")
 OFF = (
     "this server was started without token-tree speculation (--thrift off, or another --speculative-config); "
@@ -28,10 +31,11 @@ class Capabilities:
     methods: tuple[str, ...] = ()
     max_nodes: int = 16
     check: Checker = lambda method, parameters: None
+    kv: kv_request.Terms = field(default_factory=kv_request.Terms)
 
 
 def resolve(thrift: Any, server: Capabilities) -> dict[str, Any]:
-    """A validated contract for the engine: ``{"speculation": "off" | {"method", "max_nodes", ...}}``.
+    """A validated contract for the engine: ``{"speculation": "off" | {...}, "kv": "off" | {...}}``, all filled in.
 
     `thrift` is the value from the body, or None for "not there".
 
@@ -39,26 +43,26 @@ def resolve(thrift: Any, server: Capabilities) -> dict[str, Any]:
         ContractError: with the field's full name.
     """
     if thrift is None:
-        return {"speculation": _default(server)}
+        return {"speculation": _default(server), "kv": kv_request.default(server.kv)}
     if isinstance(thrift, str):
-        return {"speculation": _profile(thrift, server)}
+        return {"speculation": _profile(thrift, server), "kv": kv_request.named(thrift, server.kv)}
     if not isinstance(thrift, dict):
         _invalid("thrift", f"must be an object or one of {_listed(PROFILES)}")
     for key in thrift:
         if key not in KEYS:
             _invalid(f"thrift.{key}", f"unknown; expected {_listed(KEYS)}")
-    for family in ("kv", "vision"):
-        if thrift.get(family, "off") != "off":
-            _not_built(f"thrift.{family}", thrift[family])
-    if "speculation" not in thrift:
-        return {"speculation": _default(server)}
-    return {"speculation": _speculation(thrift["speculation"], server)}
+    if thrift.get("vision", "off") != "off":
+        _not_built("thrift.vision", thrift["vision"])
+    return {
+        "speculation": _speculation(thrift["speculation"], server) if "speculation" in thrift else _default(server),
+        "kv": _kv(thrift["kv"], server) if "kv" in thrift else kv_request.default(server.kv),
+    }
 
 
-def method_of(contract: Mapping[str, Any]) -> str | None:
-    """The speculation method in force under a resolved contract."""
-    speculation = contract["speculation"]
-    return None if speculation == "off" else str(speculation["method"])
+def method_of(contract: Mapping[str, Any], family: str = "speculation") -> str | None:
+    """The method of a family in force under a resolved contract."""
+    chosen = contract[family]
+    return None if chosen == "off" else str(chosen["method"])
 
 
 def _default(server: Capabilities) -> Any:
@@ -72,7 +76,7 @@ def _profile(name: str, server: Capabilities) -> Any:
         _invalid("thrift", f"unknown profile {name!r}; expected {_listed(PROFILES)} or an object")
     if not server.speculation:
         _unsupported("thrift", OFF)
-    return _default(server)  # balanced and max add lossy families, and there is none yet: they are exact
+    return _default(server)  # balanced and max add what lossy families do, and leave this one as it is
 
 
 def _speculation(asked: Any, server: Capabilities) -> Any:
@@ -102,6 +106,13 @@ def _speculation(asked: Any, server: Capabilities) -> Any:
         name, _, why = str(error).partition(": ")
         _invalid(f"{field}.{name}", why or "not valid")
     return {"method": method, "max_nodes": nodes, **own}
+
+
+def _kv(asked: Any, server: Capabilities) -> Any:
+    try:
+        return kv_request.checked(asked, server.kv)
+    except kv_request.Refused as error:
+        raise ContractError(error.code, f"thrift.{error.field}", error.why) from None
 
 
 def _not_built(field: str, asked: Any) -> NoReturn:

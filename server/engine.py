@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from thriftree.plugins.kv_cache.request import Terms
 from thriftree.server.fail_fast import fail_fast
 
 _STOP_SECONDS = 3.0  # for the core to put its processes and shared memory away; then it is killed
@@ -34,11 +35,18 @@ class Loaded:
         return bool(self.client.errored and not self.client.is_running)
 
 
-def speculate(args: argparse.Namespace, options: dict[str, Any] | None) -> bool:
-    """Put speculation on vLLM's flags; whether trees are on. Raises ValueError naming what cannot be."""
+def configure(args: argparse.Namespace, speculation: dict[str, Any] | None, kv: dict[str, Any] | None) -> bool:
+    """Put our options on vLLM's flags; whether trees are on. Raises ValueError naming what cannot be."""
     from thriftree.plugins.engine import launch
 
-    return launch.configure(args, options)
+    return launch.configure(args, speculation, kv)
+
+
+def kv_terms(client: Any, profile: str) -> Terms:
+    """What requests may do with their caches on an engine that runs; `profile`: of requests that name none."""
+    from thriftree.plugins.engine import launch
+
+    return launch.kv_terms(client.vllm_config, profile)
 
 
 def create(args: argparse.Namespace) -> Any:

@@ -4,41 +4,57 @@ from __future__ import annotations
 
 from typing import Any
 
+from thriftree.plugins.kv_cache import registry as kv
+from thriftree.plugins.kv_cache import request
+from thriftree.plugins.kv_cache.profiles import PROFILES
 from thriftree.plugins.speculative import registry
 from thriftree.server.contract import OFF, Capabilities
 
-PROFILES_NOTE = (
-    "profiles: off = no speculation; exact = auto, changes no answer; balanced and max behave as exact in this "
-    "release (their KV and vision methods are not built yet)"
+PROFILES_NOTE = "profiles: off = nothing; exact = speculation auto, changes no answer; " + "; ".join(
+    f"{name} = exact, and KV: {profile.why}" for name, profile in PROFILES.items()
 )
 
 
 def table(server: Capabilities | None = None) -> list[dict[str, Any]]:
     """One row per method, as the contract names its fields; without a server: what this release has."""
-    speculation = server is None or server.speculation
+    return [*_speculation(server), *_kv(server)]
+
+
+def _speculation(server: Capabilities | None) -> list[dict[str, Any]]:
+    reason = None if server is None or server.speculation else OFF
     default = registry.DEFAULT_METHOD if server is None else server.method
+    return [_row(method, reason, default, method.parameters) for method in map(registry.describe, registry.names())]
+
+
+def _kv(server: Capabilities | None) -> list[dict[str, Any]]:
+    terms = server.kv if server is not None else request.Terms(reason=None)
     return [
-        {
-            "name": method.name,
-            "family": method.family,
-            "exact": method.exact,
-            "available": speculation,
-            "reason": None if speculation else OFF,
-            "default": method.name == default,
-            "summary": method.summary,
-            "parameters": method.parameters,
-            "paper": method.paper,
-        }
-        for method in map(registry.describe, registry.names())
+        _row(method, terms.reason or terms.missing.get(method.name), terms.method, request.parameters(method, terms))
+        for method in map(kv.describe, kv.names())
     ]
 
 
-def capabilities(speculation: bool, method: str, max_nodes: int) -> Capabilities:
-    """What the contract layer may grant on this server."""
+def _row(method: Any, reason: str | None, default: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "family": method.family,
+        "exact": method.exact,
+        "available": reason is None,
+        "reason": reason,
+        "default": method.name == default,
+        "summary": method.summary,
+        "parameters": parameters,
+        "paper": method.paper,
+    }
+
+
+def capabilities(speculation: bool, method: str, max_nodes: int, kv: request.Terms | None = None) -> Capabilities:
+    """What the contract layer may grant on this server; without `kv`, no compression."""
     return Capabilities(
         speculation=speculation,
         method=method,
         methods=registry.names(),
         max_nodes=max_nodes,
         check=registry.configure,
+        kv=kv or request.Terms(),
     )

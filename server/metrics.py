@@ -48,6 +48,12 @@ class Metrics:
         )
         self.tree_nodes = Gauge("tree_nodes", "Drafted nodes per step in the last finished request", **made)
         self.drafter_state_bytes = Gauge("drafter_state_bytes", "Memory of all drafters' state", **made)
+        self.kv_tokens_dropped = Counter(
+            "kv_tokens_dropped", "Tokens of requests that left the KV cache, per layer and head", ["method"], **made
+        )
+        self.kv_blocks_freed = Counter(
+            "kv_blocks_freed", "KV-cache blocks that requests gave back before their end", ["method"], **made
+        )
         self.ready = Gauge("ready", "1 while the server takes requests, 0 while it starts or drains", **made)
         self.tenant_tokens = Counter("tenant_tokens", "Tokens in and out", ["tenant", "kind"], **made)
         self.upstream_up = Gauge("upstream_up", "1 while the engine of --engine takes requests", ["engine"], **made)
@@ -74,6 +80,9 @@ class Metrics:
         if report.prompt_tokens or report.completion_tokens:  # an engine elsewhere may count tokens but no steps
             self.bound(self.tenant_tokens, tenant, "prompt").inc(report.prompt_tokens)
             self.bound(self.tenant_tokens, tenant, "completion").inc(report.completion_tokens)
+        if report.kv_method is not None:
+            self.bound(self.kv_tokens_dropped, report.kv_method).inc(report.kv_dropped)
+            self.bound(self.kv_blocks_freed, report.kv_method).inc(report.kv_blocks_freed)
         if not report.steps:
             return
         self.tokens_per_step.observe(report.completion_tokens / report.steps)

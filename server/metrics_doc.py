@@ -25,7 +25,8 @@ LABELS = {
     "route": "an open route as a template (`/v1/responses/{id}`), or `other` for everything that is closed",
     "status": "the HTTP status; `499`: the client left before the answer was whole",
     "tenant": "the tenant of the key that was shown; `default` where no keys are configured",
-    "method": "the speculation method in force (`thriftree methods` lists them); `none`: without speculation",
+    "method": "the method in force (`thriftree methods` lists them), of KV compression in `thriftree_kv_*`, of "
+    "speculation elsewhere; `none`: without speculation",
     "kind": "`prompt` or `completion`",
     "reason": "refused: the answer's error code, `unauthorized` for a 401, "
     "for quotas `quota_requests`, `quota_tokens` or `quota_concurrent`; "
@@ -43,6 +44,8 @@ _UNITS = {
     "nodes": "tree nodes",
     "steps": "forward passes",
     "errors": "operations",
+    "dropped": "tokens",
+    "freed": "blocks",
     "retries": "attempts",
     **dict.fromkeys(("ready", "up", "open"), "0 or 1"),
     "thriftree_tokens_per_step": "tokens per forward pass",

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from thriftree.server.contract import PROFILES, Capabilities, resolve
+from thriftree.plugins.kv_cache import registry
+from thriftree.plugins.kv_cache.request import Terms
+from thriftree.server.contract import LOSSY, PROFILES, Capabilities, resolve
 from thriftree.server.errors import ApiError, ContractError
 from thriftree.server.principal import Caps
 
@@ -73,7 +75,7 @@ def check_tokens(body: Mapping[str, Any], route: Route, cap: int) -> dict[str, i
     if each == 0:
         field = "n" if (body.get("n") or 1) > 1 else "best_of" if (body.get("best_of") or 1) > 1 else "prompt"
         _refuse("max_tokens", field, f"{choices} choices are more than this key's cap of {cap} completion tokens")
-    asked = {name: value for name in _LIMITS if (value := _integer(body, name)) is not None}
+    asked = {name: value for name in _LIMITS if (value := integer(body, name)) is not None}
     for name, value in asked.items():
         if value < 0:
             raise ApiError(400, "invalid_value", f"{name}: must not be negative", name)
@@ -87,7 +89,7 @@ def check_tokens(body: Mapping[str, Any], route: Route, cap: int) -> dict[str, i
 
 def check_priority(body: Mapping[str, Any], route: Route, headers: list[bytes], caps: Caps) -> dict[str, int]:
     """The member that the body needs for this key's best priority. Raises ApiError where it claims a better one."""
-    claims = [("priority", _integer(body, "priority"))]
+    claims = [("priority", integer(body, "priority"))]
     claims += [(PRIORITY_HEADER.decode(), _number(value)) for value in headers]
     for name, value in claims:
         if value is not None and value < caps.priority:
@@ -101,7 +103,7 @@ def resolve_for(thrift: Any, server: Capabilities, caps: Caps) -> dict[str, Any]
     """`contract.resolve` within a key's profiles and methods.
 
     A request that names no method gets the server's default, or the first of the key's methods where that is not among
-    them, or none at all.
+    them, or none at all. A lossy family wants a key that may use a lossy profile, too.
 
     Raises:
         ContractError: also `thrift_forbidden` for what the key may not ask for.
@@ -118,7 +120,27 @@ def _narrowed(server: Capabilities, caps: Caps) -> Capabilities:
     any_profile = caps.profiles is None or any(name != "off" for name in caps.profiles)
     method = server.method if server.method in methods else next(iter(methods), server.method)
     speculation = server.speculation and any_profile and bool(methods)
-    return replace(server, speculation=speculation, method=method, methods=methods)
+    return replace(server, speculation=speculation, method=method, methods=methods, kv=_narrowed_kv(server.kv, caps))
+
+
+def _narrowed_kv(terms: Terms, caps: Caps) -> Terms:
+    """Compression within a key's methods; what it names outside of them, `_check_kv` has refused."""
+    allowed = _kv_methods(caps)
+    missing = {**dict.fromkeys(set(registry.names()) - set(allowed), "not allowed for this key"), **terms.missing}
+    granted = replace(terms, missing=missing)
+    if terms.reason is not None or terms.method not in missing:
+        return granted
+    first = next((name for name in allowed if name not in missing), None)
+    why = "no method that this key may use is available here"
+    return replace(granted, reason=why) if first is None else replace(granted, method=first)
+
+
+def _kv_methods(caps: Caps) -> tuple[str, ...]:
+    """The methods of KV compression that a key may use."""
+    if caps.profiles is not None and not LOSSY & set(caps.profiles):
+        return ()
+    known = registry.names()
+    return known if caps.methods is None else tuple(name for name in caps.methods if name in known)
 
 
 def _check_thrift(thrift: Any, server: Capabilities, granted: Capabilities, caps: Caps) -> None:
@@ -138,6 +160,16 @@ def _check_thrift(thrift: Any, server: Capabilities, granted: Capabilities, caps
         _forbid(field, "speculation", ())
     if isinstance(asked, str) and asked in server.methods and asked not in granted.methods:
         _forbid(field, f"method {asked!r}", granted.methods)
+    if isinstance(thrift, dict) and isinstance(thrift.get("kv"), dict):
+        _check_kv(thrift["kv"], _kv_methods(caps))
+
+
+def _check_kv(asked: dict[str, Any], allowed: tuple[str, ...]) -> None:
+    method = asked.get("method")
+    if not allowed:
+        _forbid("thrift.kv", "KV compression", ())
+    if isinstance(method, str) and method in registry.names() and method not in allowed:
+        _forbid("thrift.kv.method", f"method {method!r}", allowed)
 
 
 def _forbid(field: str, what: str, allowed: tuple[str, ...]) -> NoReturn:
@@ -151,7 +183,7 @@ def _refuse(what: str, field: str, why: str) -> NoReturn:
 
 def _choices(body: Mapping[str, Any]) -> int:
     """Answers that the body asks for: `n`, for each of its prompts."""
-    each = max(1, _integer(body, "n") or 1, _integer(body, "best_of") or 1)
+    each = max(1, integer(body, "n") or 1, integer(body, "best_of") or 1)
     prompts = sum(map(_prompts, (body.get("prompt"), body.get("prompt_embeds"))))
     return each * max(1, prompts)
 
@@ -163,7 +195,8 @@ def _prompts(given: Any) -> int:
     return 0 if given is None else 1
 
 
-def _integer(body: Mapping[str, Any], name: str) -> int | None:
+def integer(body: Mapping[str, Any], name: str) -> int | None:
+    """A member that must be an integer; None where it is not there. Raises ApiError."""
     value = body.get(name)
     if value is None or type(value) is int:
         return value

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from thriftree.server.contract import KEYS, PROFILES
+from thriftree.plugins.kv_cache import registry
+from thriftree.server.contract import KEYS, LOSSY, PROFILES
 from thriftree.server.errors import ContractError
 from thriftree.server.principal import Caps
 
@@ -41,7 +42,8 @@ def _family(family: str, asked: Any, caps: Caps) -> Any:
     speculates = caps.profiles is None or any(name != "off" for name in caps.profiles)
     lossless = family == "speculation"
     if asked is None:
-        return {"method": caps.methods[0]} if caps.methods and speculates and lossless else _default(family, caps)
+        method = next((name for name in caps.methods or () if name not in registry.names()), None)
+        return {"method": method} if method is not None and speculates and lossless else _default(family, caps)
     if asked == "off":
         return asked
     if not speculates:
@@ -61,7 +63,7 @@ def _default(family: str, caps: Caps) -> Any:
 
 
 def _lossy(caps: Caps) -> bool:
-    return caps.profiles is None or bool({"balanced", "max"} & set(caps.profiles))
+    return caps.profiles is None or bool(LOSSY & set(caps.profiles))
 
 
 def _profile(caps: Caps) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
+from thriftree.plugins.kv_cache import registry as kv_methods
 from thriftree.plugins.speculative import registry
 from thriftree.server.body import MAX_VALUES
 
@@ -59,6 +60,43 @@ class Speculation(BaseModel):
     def _known(cls, method: str) -> str:
         if method not in registry.names():
             raise ValueError(f"unknown method {method!r}, expected one of {', '.join(registry.names())}")
+        return method
+
+
+class KV(BaseModel):
+    """Defaults and caps of KV-cache compression; the engine's options under the same names."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    compression: Literal["auto", "on", "off"] = Field(
+        default="auto", description="requests may ask for it: where the model allows it, always (or no start), or never"
+    )
+    method: str = Field(
+        default="auto", description="method of requests that name none; auto: razor_observed, or observed without heads"
+    )
+    keep: float = Field(
+        default=0.5, gt=0, le=1, description="share of the prompt kept by requests that say neither budget nor keep"
+    )
+    heads: str = Field(
+        default="default",
+        description="head file of the retrieval heads: default (the one shipped for this model), a path, or off",
+    )
+    tiers: int = Field(default=1, ge=1, le=8, description="groups of layers with budgets of their own, for pyramid_kv")
+    max_tokens: int | None = Field(
+        default=None, ge=64, description="tokens that a request may keep per layer; longer ones are compressed"
+    )
+
+    @field_validator("compression", "heads", mode="before")
+    @classmethod
+    def _yaml_words(cls, value: Any) -> Any:
+        """YAML reads a bare `off` as false and `on` as true."""
+        return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in ("auto", *kv_methods.names()):
+            raise ValueError(f"unknown method {method!r}, expected one of auto, {', '.join(kv_methods.names())}")
         return method
 
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def prepare(ours: settings.Settings, rest: Sequence[str], console: Console) -> P
     else:
         vllm_args.check_model(args.model)
     try:
-        trees = engine.speculate(args, None if ours.thrift == "off" else ours.speculation.model_dump())
+        trees = engine.configure(args, *_wanted(ours))
         state = GatewayState(capabilities=_capabilities(args, trees))
     except ValueError as error:
         raise StartError(str(error)) from None
@@ -104,6 +104,14 @@ def _check_version() -> None:
         surface.check_version()
     except RuntimeError as error:
         raise StartError(str(error)) from None
+
+
+def _wanted(ours: settings.Settings) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Options of speculation and of KV compression; None: not on this server."""
+    if ours.thrift == "off":
+        return None, None
+    kv = None if ours.kv.compression == "off" else ours.kv.model_dump()
+    return ours.speculation.model_dump(), kv
 
 
 def _capabilities(args: argparse.Namespace, trees: bool) -> Any:
@@ -176,6 +184,8 @@ class Serving:
         if complaint is not None:
             self.console.fail(f"{self.plan.name} loaded, but its first request failed: {self.console.cause(complaint)}")
             return 1
+        kv = engine.kv_terms(loaded.client, self.plan.settings.thrift)
+        self.state.capabilities = replace(self.state.capabilities, kv=kv)
         if self.state.capabilities.speculation:
             self.state.drafter_stats.rpc = loaded.client.collective_rpc
         self.state.prompt_counter = await asyncio.to_thread(quota.prompt_counter, loaded.app.state)
@@ -205,8 +215,9 @@ class Serving:
     def _ready_line(self) -> str:
         can = self.state.capabilities
         force = f"{can.method} (up to {can.max_nodes} nodes)" if can.speculation else "off"
+        kv = f"on request ({can.kv.method})" if can.kv.reason is None else "off"
         profile = self.plan.settings.thrift
-        return f"ready: {self.plan.url}/v1  model {self.plan.name}  profile {profile}  speculation {force}"
+        return f"ready: {self.plan.url}/v1  model {self.plan.name}  profile {profile}  speculation {force}  kv {kv}"
 
     def _http(self) -> Any:
         import uvicorn

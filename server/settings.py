@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from thriftree.server.errors import StartError
-from thriftree.server.sections import Admission, Auth, Deadlines, Limits, Quotas, Remote, Routes, Speculation
+from thriftree.server.sections import KV, Admission, Auth, Deadlines, Limits, Quotas, Remote, Routes, Speculation
 
 Profile = Literal["off", "exact", "balanced", "max"]
 
@@ -31,14 +31,14 @@ Profile = Literal["off", "exact", "balanced", "max"]
 class Settings(BaseSettings):
     """thriftree's settings; `vllm` holds flags of `vllm serve` for those who keep all in one file.
 
-    Profiles: off, no speculation; exact, speculation `auto`. The lossy families that balanced and max are for are not
-    built yet, so today both behave as exact.
+    Profiles: off, nothing; exact, speculation `auto`; balanced and max, what `plugins/kv_cache/profiles.py` adds.
     """
 
     model_config = SettingsConfigDict(env_prefix="THRIFTREE_", env_nested_delimiter="__", extra="forbid")
 
     thrift: Profile = Field(default="exact", description="profile of requests that name none")
     speculation: Speculation = Speculation()
+    kv: KV = KV()
     routes: Routes = Routes()
     limits: Limits = Limits()
     auth: Auth = Auth()

@@ -20,12 +20,13 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]', re.DOTALL)
 def block(report: Any, method: str | None) -> dict[str, Any]:
     """The public form of a report; nothing in it that was not counted in the engine."""
     steps = report.steps
+    seen, kept = (report.kv_seen, report.kv_kept) if report.kv_seen else (report.prompt_tokens, report.prompt_tokens)
     return {
         "exact": report.exact,
         "steps": steps,
         "tokens_per_step": round(report.completion_tokens / steps, 2) if steps else 0.0,
         "speculation": {"method": method, "drafted": report.drafted, "accepted": report.accepted},
-        "kv": {"method": None, "tokens_seen": report.prompt_tokens, "tokens_kept": report.prompt_tokens},
+        "kv": {"method": report.kv_method, "tokens_seen": seen, "tokens_kept": kept},
         "vision": {"method": None, "tokens_seen": 0, "tokens_kept": 0},
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from thriftree.plugins.engine.contract_var import DEFAULT_TENANT, EXTRA_ARGS_KEY
 from thriftree.plugins.engine.options import SpeculationOptions
+from thriftree.plugins.kv_cache.request import Refused, Terms, checked
 from thriftree.plugins.speculative import registry
 
 
@@ -70,16 +71,21 @@ def read_contract(given: Any) -> Any:
     """
     if not isinstance(given, str):
         return given
-    if given in ("auto", "off"):
-        return {"speculation": given}
+    if given == "off":
+        return {"speculation": "off", "kv": "off"}
+    if given == "auto":
+        return {"speculation": "auto"}
     try:
         return json.loads(given)
     except ValueError:
         raise ValueError(f"thriftree must be 'auto', 'off' or a JSON object, not {given!r}") from None
 
 
-def check_contract(given: Any) -> None:
+def check_contract(given: Any, terms: Terms | None = None) -> None:
     """What a client of a stock server may put into ``vllm_xargs`` under our key.
+
+    Args:
+        terms: what the engine grants of KV compression; None: nothing.
 
     Raises:
         ValueError: the message names the field.
@@ -87,9 +93,11 @@ def check_contract(given: Any) -> None:
     contract = read_contract(given)
     if not isinstance(contract, Mapping):
         raise ValueError("thriftree must be 'auto', 'off' or an object such as {'speculation': 'off'}")
-    unknown = contract.keys() - {"speculation", "tenant"}
+    unknown = contract.keys() - {"speculation", "kv", "tenant"}
     if unknown:
         raise ValueError(f"thriftree has no field {', '.join(sorted(map(str, unknown)))}")
+    if "kv" in contract:
+        _check_kv(contract["kv"], terms or Terms())
     asked = contract.get("speculation", "auto")
     if isinstance(asked, Mapping):
         chosen = dict(asked)
@@ -99,6 +107,13 @@ def check_contract(given: Any) -> None:
         registry.configure(str(chosen.pop("method", registry.DEFAULT_METHOD)), chosen)
     elif asked not in ("auto", "off"):
         raise ValueError(f"thriftree.speculation must be 'auto', 'off' or an object, not {asked!r}")
+
+
+def _check_kv(asked: Any, terms: Terms) -> None:
+    try:
+        checked(asked, terms)
+    except Refused as error:
+        raise ValueError(f"thriftree.{error}") from None
 
 
 def _excluded(params: Any) -> bool:

@@ -47,6 +47,13 @@ class Method:
         """
         return torch.softmax(logits, dim=-1)
 
+    def check(self, layers: int) -> None:
+        """Called with the model's layers before a request is taken.
+
+        Raises:
+            ValueError: these parameters do not fit; the message starts with the parameter's name.
+        """
+
     def share(self, tier: int, tiers: int) -> float:
         """The budget of a tier of layers as a multiple of the mean one (tier 0: the layers nearest the input)."""
         return 1.0

@@ -40,6 +40,9 @@ class LaCache(Method):
         metadata={"minimum": 0, "maximum": 1023, "description": "layers that two neighbouring rungs have in common"},
     )
 
+    def check(self, layers: int) -> None:
+        self.ladder(layers)
+
     def ladder(self, layers: int) -> tuple[int, int]:
         """``(B, A)``: of every `B` tokens each layer keeps `A`.
 

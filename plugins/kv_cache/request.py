@@ -37,6 +37,7 @@ class Terms:
     method: str = registry.DEFAULT_METHOD  # of requests that name none
     keep: float = 0.5  # share of the prompt, of requests that say neither budget nor keep
     block: int = 16  # tokens of a block of the engine
+    layers: int | None = None  # of the model
     max_tokens: int | None = None  # a request may keep so many per layer and head
     profile: str = "exact"  # of requests that say nothing
 
@@ -51,7 +52,7 @@ def default(terms: Terms) -> Resolved:
 
 
 def named(profile: str, terms: Terms, capped: bool = False) -> Resolved:
-    """For a profile: `off` and `exact` leave the cache alone; `balanced` and `max` may compress, so a cap makes them."""
+    """For a profile: `off` and `exact` leave the cache alone; `balanced` and `max` may compress, and do under a cap."""
     asked = PROFILES[profile].kv if profile in PROFILES else "off"
     if terms.reason is not None:
         return "off"
@@ -82,9 +83,7 @@ def checked(asked: Any, terms: Terms) -> Resolved:
     sinks, recent = _count(asked, "sinks", SINKS, 0), _count(asked, "recent", RECENT, 1)
     own = {name: value for name, value in asked.items() if name not in _SHARED}
     try:
-        parameters = {**_defaults(method), **own}
-        if any(not _is(value, _defaults(method).get(name)) for name, value in own.items()):
-            parameters = asdict(registry.configure(method, own))
+        own = _own(method, own, terms.layers)
     except ValueError as error:
         name, _, why = str(error).partition(": ")
         raise Refused("thrift_invalid", f"kv.{name}", why or "not valid") from None
@@ -95,7 +94,7 @@ def checked(asked: Any, terms: Terms) -> Resolved:
         "recent": recent,
         "defer": _flag(asked, "defer", _defers(method)),
         "per_head": _flag(asked, "per_head", False),
-        **parameters,
+        **own,
     }
 
 
@@ -104,6 +103,27 @@ def budget(kv: Mapping[str, Any], prompt: int, terms: Terms) -> int:
     asked = kv["budget"] if "budget" in kv else ceil(kv["keep"] * prompt)
     least = terms.least(kv["sinks"], kv["recent"])
     return max(least, asked if terms.max_tokens is None else min(asked, terms.max_tokens))
+
+
+def parameters(method: registry.Description, terms: Terms) -> dict[str, Any]:
+    """JSON schema of what a request may set with this method."""
+    count = {"type": "integer", "maximum": _MOST}
+    most = {} if terms.max_tokens is None else {"maximum": terms.max_tokens}
+    shared: dict[str, Any] = {
+        "budget": {**count, "minimum": terms.least(0, 1), **most, "description": "tokens kept per layer and head"},
+        "keep": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": 1,
+            "default": terms.keep,
+            "description": "the same as a share of the prompt; not together with budget",
+        },
+        "sinks": {**count, "minimum": 0, "default": SINKS, "description": "first tokens that always stay"},
+        "recent": {**count, "minimum": 1, "default": RECENT, "description": "newest tokens that always stay"},
+        "defer": {"type": "boolean", "default": method.defer, "description": "not before the prompt is complete"},
+        "per_head": {"type": "boolean", "default": False, "description": "heads share a layer's budget by need"},
+    }
+    return {**method.parameters, "properties": {**shared, **method.parameters["properties"]}}
 
 
 def _method(name: Any, terms: Terms) -> str:
@@ -156,6 +176,17 @@ def _flag(asked: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
+def _own(method: str, given: dict[str, Any], layers: int | None) -> dict[str, Any]:
+    """The method's own parameters, complete. Raises ValueError."""
+    defaults = _defaults(method, layers)
+    if all(_is(value, defaults.get(name)) for name, value in given.items()):
+        return defaults
+    made = registry.configure(method, given)
+    if layers is not None:
+        made.check(layers)
+    return asdict(made)
+
+
 def _is(value: Any, default: Any) -> bool:
     """Equal, and not only as True is equal to 1."""
     return type(value) is type(default) and bool(value == default)
@@ -166,9 +197,12 @@ def _shown(value: Any) -> str:
 
 
 @lru_cache
-def _defaults(method: str) -> dict[str, Any]:
-    """The method's own parameters: worked out once, it takes longer than all the rest."""
-    return asdict(registry.configure(method))
+def _defaults(method: str, layers: int | None) -> dict[str, Any]:
+    """Worked out once: it takes longer than all the rest."""
+    made = registry.configure(method)
+    if layers is not None:
+        made.check(layers)
+    return asdict(made)
 
 
 @lru_cache

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from thriftree.plugins.kv_cache import registry as kv
 from thriftree.plugins.speculative import registry
 from thriftree.server.contract import PROFILES
 from thriftree.server.principal import Caps, Quota
@@ -103,7 +104,7 @@ _CAPS: dict[str, _Check] = {
     "models": _optional(_names()),
     "max_tokens": _optional(_count(1)),
     "profiles": _optional(_names(lambda: PROFILES)),
-    "methods": _optional(_names(registry.names)),
+    "methods": _optional(_names(lambda: (*registry.names(), *kv.names()))),
     "max_visual_tokens": _optional(_visual),
     "priority": _priority,
 }

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thriftree.server import permits
+from thriftree.server.body import amended
 from thriftree.server.errors import ApiError
 from thriftree.server.metrics import Metrics
 from thriftree.server.middleware.contract import ROUTES as CONTRACT_ROUTES
@@ -58,11 +59,8 @@ async def _held(scope: Scope, request: RequestInfo, caps: Caps, remote: bool) ->
         missing |= permits.check_tokens(body, route, caps.max_tokens)
     claims = [value for name, value in scope["headers"] if name == permits.PRIORITY_HEADER]
     missing |= permits.check_priority(body, route or permits.Route(), claims, caps)
-    if not missing:
-        return scope
     assert request.body is not None
-    length = str(await request.body.amend(missing)).encode()
-    return {**scope, "headers": [(k, length if k == b"content-length" else v) for k, v in scope["headers"]]}
+    return await amended(scope, request.body, missing)
 
 
 def _refuse_unknown(route: str, caps: Caps) -> None:

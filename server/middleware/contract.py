@@ -11,10 +11,13 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from thriftree.plugins.engine.contract_var import CURRENT, Report, RequestContract
+from thriftree.server import kv_room
+from thriftree.server.body import amended
 from thriftree.server.contract import Capabilities, method_of
 from thriftree.server.metrics import Metrics
 from thriftree.server.middleware.amend import Amender
 from thriftree.server.permits import resolve_for
+from thriftree.server.quota.prompt_tokens import PromptCounter
 from thriftree.server.scope import info, path_of
 from thriftree.server.usage import member
 
@@ -23,16 +26,27 @@ ROUTES = {"/v1/chat/completions": 1, "/v1/completions": 1, "/v1/responses": 2, "
 
 
 class Contract:
-    def __init__(self, app: ASGIApp, capabilities: Callable[[], Capabilities], metrics: Metrics) -> None:
-        self.app, self.capabilities, self.metrics = app, capabilities, metrics
+    def __init__(
+        self,
+        app: ASGIApp,
+        capabilities: Callable[[], Capabilities],
+        metrics: Metrics,
+        counter: Callable[[], PromptCounter | None] = lambda: None,
+    ) -> None:
+        """`counter` gives the prompt counter of the engine, once there is one."""
+        self.app, self.capabilities, self.metrics, self.counter = app, capabilities, metrics, counter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or (path := path_of(scope)) not in ROUTES:
             return await self.app(scope, receive, send)
         request = info(scope)
         assert request.body is not None  # `body_limit` is above
-        thrift = resolve_for(await request.body.field("thrift"), self.capabilities(), request.principal.caps)
+        can = self.capabilities()
+        thrift = resolve_for(await request.body.field("thrift"), can, request.principal.caps)
+        if thrift["kv"] == "off" and can.kv.max_tokens is not None:
+            scope = await amended(scope, request.body, await kv_room.members(request, can.kv, self.counter()))
         method = request.report.method = method_of(thrift)
+        request.report.kv_method = method_of(thrift, "kv")
         contract = RequestContract(thrift=thrift, tenant=request.tenant, report=request.report)
         depth = ROUTES[path]
         if depth is not None:

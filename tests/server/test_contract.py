@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thriftree.server.contract import resolve
+from thriftree.plugins.kv_cache.profiles import PROFILES, Profile
+from thriftree.plugins.kv_cache.request import Terms
+from thriftree.server.contract import Capabilities, resolve
 from thriftree.server.errors import ContractError
 from thriftree.server.methods import capabilities
 
 ON = capabilities(True, "auto", 16)
 OFF = capabilities(False, "auto", 16)
 AUTO = {"method": "auto", "max_nodes": 16}
+KV = Terms(None, {"razor_observed": "no heads"}, method="observed", keep=0.25)
+WITH_KV = capabilities(True, "auto", 16, KV)
+OBSERVED = {"method": "observed", "sinks": 4, "recent": 32, "defer": True, "per_head": False}
+CAPPED = {**OBSERVED, "budget": 100}
 
 
 @pytest.mark.parametrize(
@@ -35,7 +42,54 @@ AUTO = {"method": "auto", "max_nodes": 16}
     ],
 )
 def test_resolves(thrift: Any, speculation: Any) -> None:
-    assert resolve(thrift, ON) == {"speculation": speculation}
+    assert resolve(thrift, ON) == {"speculation": speculation, "kv": "off"}
+
+
+@pytest.mark.parametrize(
+    ("thrift", "kv"),
+    [
+        (None, "off"),
+        ("off", "off"),
+        ("exact", "off"),
+        ("balanced", "off"),
+        ({}, "off"),
+        ({"kv": "off"}, "off"),
+        ({"kv": {}}, {**OBSERVED, "keep": 0.25}),
+        ({"kv": {"budget": 64}}, {**OBSERVED, "budget": 64}),
+        ({"kv": {"method": "knorm", "keep": 1}}, {**OBSERVED, "method": "knorm", "keep": 1.0, "defer": False}),
+    ],
+)
+def test_resolves_kv(thrift: Any, kv: Any) -> None:
+    resolved = resolve(thrift, WITH_KV)
+    assert resolved["kv"] == kv
+    assert resolved["speculation"] == ("off" if thrift == "off" else AUTO)
+
+
+@pytest.mark.parametrize(
+    ("thrift", "kv"),
+    [
+        (None, CAPPED),
+        ({"speculation": "off"}, CAPPED),
+        ("max", CAPPED),  # may change answers
+        ("exact", "off"),  # may not, so it is held to the cap by its length
+        ("off", "off"),
+        ({"kv": "off"}, "off"),
+        ({"kv": {"budget": 64}}, {**OBSERVED, "budget": 64}),
+    ],
+)
+def test_under_a_cap_whoever_does_not_ask_gets_the_default_from_the_cap_on(thrift: Any, kv: Any) -> None:
+    assert resolve(thrift, capabilities(True, "auto", 16, replace(KV, max_tokens=100)))["kv"] == kv
+
+
+def test_profiles_do_what_their_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROFILES, "balanced", Profile("measured", {"method": "knorm", "keep": 0.5}))
+    half = {**OBSERVED, "method": "knorm", "keep": 0.5, "defer": False}
+    assert resolve("balanced", WITH_KV)["kv"] == half
+    assert resolve(None, WITH_KV)["kv"] == resolve("max", WITH_KV)["kv"] == "off"
+    assert resolve(None, capabilities(True, "auto", 16, replace(KV, profile="balanced")))["kv"] == half
+    assert resolve("balanced", ON)["kv"] == "off"  # it promises quality, not savings
+    without = replace(KV, missing={"knorm": "not here"})
+    assert resolve("balanced", capabilities(True, "auto", 16, without))["kv"] == "off"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +112,7 @@ def test_resolves(thrift: Any, speculation: Any) -> None:
         ({"speculation": {"max_nodes": True}}, "thrift.speculation.max_nodes", "thrift_invalid"),
         ({"speculation": {"depth_of_field": 1}}, "thrift.speculation.depth_of_field", "thrift_invalid"),
         ({"kv": {"method": "snapkv", "budget": 1024}}, "thrift.kv", "thrift_unsupported"),
+        ({"kv": None}, "thrift.kv", "thrift_invalid"),
         ({"kv": "auto"}, "thrift.kv", "thrift_invalid"),
         ({"vision": {"method": "divprune"}}, "thrift.vision", "thrift_unsupported"),
     ],
@@ -67,6 +122,27 @@ def test_refuses(thrift: Any, param: str, code: str) -> None:
         resolve(thrift, ON)
     assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, code)
     assert caught.value.message.startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("kv", "param", "code"),
+    [
+        ({"budget": 51}, "thrift.kv.budget", "thrift_invalid"),
+        ({"budget": 101}, "thrift.kv.budget", "thrift_forbidden"),
+        ({"budget": 64, "keep": 0.5}, "thrift.kv.keep", "thrift_invalid"),
+        ({"keep": float("nan")}, "thrift.kv.keep", "thrift_invalid"),
+        ({"method": "snapkw"}, "thrift.kv.method", "thrift_invalid"),
+        ({"method": "razor_observed"}, "thrift.kv.method", "thrift_unsupported"),
+        ({"method": "snapkv", "kernel": 0}, "thrift.kv.kernel", "thrift_invalid"),
+        ({"per_head": 1}, "thrift.kv.per_head", "thrift_invalid"),
+        ("on", "thrift.kv", "thrift_invalid"),
+    ],
+)
+def test_refuses_kv(kv: Any, param: str, code: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        resolve({"kv": kv}, capabilities(True, "auto", 16, replace(KV, max_tokens=100)))
+    assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, code)
+    assert caught.value.message.startswith(f"{param}: ")
 
 
 @pytest.mark.parametrize("thrift", ["exact", {"speculation": "auto"}, {"speculation": {"method": "suffix"}}])
@@ -79,21 +155,27 @@ def test_a_server_without_speculation_says_so(thrift: Any) -> None:
 
 @pytest.mark.parametrize("thrift", [None, "off", {}, {"speculation": "off"}])
 def test_a_server_without_speculation_serves_the_rest(thrift: Any) -> None:
-    assert resolve(thrift, OFF) == {"speculation": "off"}
+    assert resolve(thrift, OFF) == {"speculation": "off", "kv": "off"}
+
+
+def test_a_server_without_speculation_can_compress() -> None:
+    can = capabilities(False, "auto", 16, KV)
+    assert resolve({"kv": {"budget": 64}}, can) == {"speculation": "off", "kv": {**OBSERVED, "budget": 64}}
 
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["speculation", "kv", "method", "x"]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["speculation", "kv", "method", "budget", "keep", "x"]), inner)
     ),
     max_leaves=8,
 )
 
 
-@given(json_values)
-def test_anything_is_resolved_or_refused(thrift: Any) -> None:
+@given(json_values, st.sampled_from([ON, OFF, WITH_KV]))
+def test_anything_is_resolved_or_refused(thrift: Any, server: Capabilities) -> None:
     try:
-        assert set(resolve(thrift, ON)) == {"speculation"}
+        assert set(resolve(thrift, server)) == {"speculation", "kv"}
     except ContractError as error:
         assert error.param is not None and error.param.startswith("thrift")

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thriftree.plugins.kv_cache.profiles import PROFILES, Profile
+from thriftree.plugins.kv_cache.request import Terms
 from thriftree.server import permits
-from thriftree.server.contract import resolve
+from thriftree.server.contract import method_of, resolve
 from thriftree.server.errors import ApiError, ContractError
 from thriftree.server.methods import capabilities
 from thriftree.server.principal import Caps
@@ -172,9 +174,66 @@ AUTO = {"method": "auto", "max_nodes": 16}
     ],
 )
 def test_thrift_within_the_caps(caps: Caps, thrift: Any, speculation: Any) -> None:
-    assert permits.resolve_for(thrift, ON, caps) == {"speculation": speculation}
+    assert permits.resolve_for(thrift, ON, caps) == {"speculation": speculation, "kv": "off"}
     if thrift is None:
-        assert permits.resolve_for(thrift, OFF, caps) == {"speculation": "off"}
+        assert permits.resolve_for(thrift, OFF, caps) == {"speculation": "off", "kv": "off"}
+
+
+KV = capabilities(True, "auto", 16, Terms(None, {"snapkv": "not here"}, method="observed"))
+CAPPED = capabilities(True, "auto", 16, Terms(None, {"snapkv": "not here"}, method="observed", max_tokens=64))
+
+
+@pytest.mark.parametrize(
+    ("caps", "kv", "method"),
+    [
+        (Caps(methods=("suffix", "knorm")), {"budget": 64}, "knorm"),  # the key's first, in place of the default
+        (Caps(methods=("knorm", "observed")), {"budget": 64}, "observed"),
+        (Caps(methods=("knorm",)), {"method": "knorm", "keep": 0.5}, "knorm"),
+        (Caps(methods=("snapkv", "h2o")), {"keep": 0.5}, "h2o"),
+        (Caps(profiles=("off", "balanced")), {"budget": 64}, "observed"),
+        (Caps(profiles=("exact",)), "off", None),
+        (Caps(methods=("suffix",)), "off", None),
+    ],
+)
+def test_kv_within_the_caps(caps: Caps, kv: Any, method: str | None) -> None:
+    assert method_of(permits.resolve_for({"kv": kv}, KV, caps), "kv") == method
+
+
+@pytest.mark.parametrize(
+    ("caps", "kv", "param"),
+    [
+        (Caps(methods=("token_recycling",)), {"budget": 64}, "thrift.kv"),
+        (Caps(methods=("token_recycling",)), {"method": "knorm", "budget": 64}, "thrift.kv"),
+        (Caps(methods=("auto", "knorm")), {"method": "h2o", "budget": 64}, "thrift.kv.method"),
+        (Caps(profiles=("off", "exact")), {"budget": 64}, "thrift.kv"),
+        (Caps(profiles=("exact",), methods=("knorm",)), {"method": "knorm"}, "thrift.kv"),
+    ],
+)
+def test_kv_beyond_the_caps(caps: Caps, kv: Any, param: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        permits.resolve_for({"kv": kv}, KV, caps)
+    assert (caught.value.code, caught.value.param) == ("thrift_forbidden", param)
+
+
+@pytest.mark.parametrize(
+    ("caps", "method"),
+    [
+        (Caps(methods=("auto", "h2o")), "h2o"),
+        (Caps(methods=("auto",)), None),
+        (Caps(methods=("auto", "snapkv")), None),  # not on this server
+        (Caps(profiles=("exact",)), None),
+        (Caps(profiles=("exact", "max")), "observed"),
+    ],
+)
+def test_under_a_servers_cap_a_key_gets_what_it_may_use(caps: Caps, method: str | None) -> None:
+    for thrift in (None, {"speculation": "off"}):
+        assert method_of(permits.resolve_for(thrift, CAPPED, caps), "kv") == method
+
+
+def test_a_profile_with_a_method_that_the_key_may_not_use_leaves_kv_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROFILES, "balanced", Profile("measured", {"method": "knorm", "keep": 0.5}))
+    assert method_of(permits.resolve_for("balanced", KV, Caps(methods=("auto", "knorm"))), "kv") == "knorm"
+    assert method_of(permits.resolve_for("balanced", KV, Caps(methods=("auto", "h2o"))), "kv") is None
 
 
 @pytest.mark.parametrize(

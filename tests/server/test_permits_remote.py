@@ -29,6 +29,13 @@ METHODS, EXACT, OFF = Caps(methods=("suffix", "snapkv")), Caps(profiles=("off", 
         (METHODS, {}, SUFFIX),
         (METHODS, {"kv": {"method": "snapkv"}}, {**SUFFIX, "kv": {"method": "snapkv"}}),
         (METHODS, SUFFIX, SUFFIX),
+        (Caps(methods=("snapkv", "suffix")), None, SUFFIX),  # the first one of speculation
+        (Caps(methods=("snapkv",)), None, {"speculation": "off", "kv": "off", "vision": "off"}),
+        (
+            Caps(methods=("snapkv",)),
+            {"kv": {"method": "snapkv", "keep": 0.5}},
+            {"speculation": "off", "kv": {"method": "snapkv", "keep": 0.5}, "vision": "off"},
+        ),
         (EXACT, None, "exact"),
         (EXACT, "off", "off"),
         (EXACT, {"speculation": "off"}, {"speculation": "off", "kv": "off", "vision": "off"}),
@@ -51,6 +58,8 @@ def test_what_is_sent_on(caps: Caps, thrift: Any, sent: Any) -> None:
         (METHODS, {"speculation": {}}, "thrift.speculation"),
         (METHODS, {"vision": {"method": "divprune"}}, "thrift.vision"),
         (METHODS, {"kv": ["snapkv"]}, "thrift.kv"),
+        (METHODS, {"kv": {"method": "h2o", "budget": 64}}, "thrift.kv"),
+        (METHODS, {"kv": {"budget": 64}}, "thrift.kv"),  # the engine's default may be any
         (EXACT, "max", "thrift"),
         (EXACT, {"kv": {"method": "snapkv"}}, "thrift.kv"),
         (OFF, "exact", "thrift"),

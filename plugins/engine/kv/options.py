@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thriftree.plugins.kv_cache import registry
+from thriftree.plugins.kv_cache.base import Method
 from thriftree.plugins.kv_cache.request import NOT_HERE, Terms
 
 #: The best default that the server has: the registry's, or where it has no head file the one without.
@@ -76,10 +77,8 @@ class KVOptions:
             raise ValueError(f"--kv-compression on: {reason}")
         return reason is None and self.compression != "off"
 
-    def missing(self) -> dict[str, str]:
-        """Methods that these options leave out, with the setting that would bring them."""
-        from thriftree.plugins.kv_cache.base import Method
-
+    def missing(self, layers: int | None = None) -> dict[str, str]:
+        """Methods that these options, or a model of so many layers, leave out; and why."""
         found = {}
         for name in registry.names():
             method = type(registry.configure(name))
@@ -87,23 +86,35 @@ class KVOptions:
                 found[name] = "it needs a head file (--kv-heads default, or a file made by `thriftree probe heads`)"
             elif self.tiers == 1 and method.share is not Method.share:
                 found[name] = "it needs layers in tiers (--kv-tiers 2 or more)"
+            elif (why := _misfit(registry.configure(name), layers)) is not None:
+                found[name] = why
         return found
 
-    def terms(self, reason: str | None, missing: Mapping[str, str], block: int) -> Terms:
-        """What requests may ask for on an engine that `kv.support.support` has described.
+    def terms(self, reason: str | None, missing: Mapping[str, str], block: int, layers: int | None = None) -> Terms:
+        """What requests may ask for on an engine that `kv.support.support` has described; `layers`: of its model.
 
         Raises:
             ValueError: a setting does not fit the engine.
         """
         if not self.on(reason):
             return Terms(reason=reason if self.compression != "off" else NOT_HERE)
-        missing = {**self.missing(), **missing}
+        missing = {**self.missing(layers), **missing}
         method = self.method
         if method == AUTO:
             method = registry.DEFAULT_METHOD if registry.DEFAULT_METHOD not in missing else _WITHOUT_HEADS
         elif method in missing:
             raise ValueError(f"--kv-method {method}: {missing[method]}")
-        terms = Terms(None, missing, method, float(self.keep), block, self.max_tokens)
+        terms = Terms(None, missing, method, float(self.keep), block, layers, self.max_tokens)
         if self.max_tokens is not None and self.max_tokens < terms.least():
             raise ValueError(f"--kv-max-tokens {self.max_tokens}: must be at least {terms.least()} on this engine")
         return terms
+
+
+def _misfit(method: Method, layers: int | None) -> str | None:
+    """Why a method with its own defaults cannot be used in a model of so many layers."""
+    try:
+        if layers is not None:
+            method.check(layers)
+    except ValueError as error:
+        return str(error)
+    return None

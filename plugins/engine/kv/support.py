@@ -44,7 +44,8 @@ def terms_of(vllm_config: Any) -> Terms:
     if options.compression == "off":
         return Terms()
     found = support(vllm_config)
-    return options.terms(found.reason, found.missing, found.block)
+    layers = vllm_config.model_config.hf_text_config.num_hidden_layers
+    return options.terms(found.reason, found.missing, found.block, layers)
 
 
 def uses_compression(vllm_config: Any) -> bool:
