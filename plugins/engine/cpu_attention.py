@@ -1,7 +1,8 @@
 """Ancestor-mask attention on vLLM's CPU back end: one subclass each of back end, metadata builder and implementation.
 
 A step without drafts is the stock op, untouched. In a step with trees the tree rows (and plain decode rows) go through
-`thriftree.kernels.tree_attention`, prompt rows through the stock op with scheduler metadata of their own.
+`thriftree.kernels.tree_attention`, prompt rows through the stock op with scheduler metadata of their own. Where a
+request's cache is compressed, both see its table from its window's start (`kv.step_rows`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 from thriftree.kernels.tree_attention import Plan, layout, prepare
 from thriftree.kernels.tree_attention.commit import Committer
+from thriftree.plugins.engine.kv.step_rows import StepRows, shifted
 from thriftree.plugins.engine.step import TreeStep
 
 
@@ -32,6 +34,7 @@ class TreeMetadata(CPUAttentionMetadata):
     plan: Plan | None = None
     prompt_rows: Tensor | None = None  # step rows that go through the stock op; None: no such rows
     node_rows: Tensor | None = None  # step rows of the draft nodes: their keys and values wait for the walk
+    kv: StepRows | None = None  # what compression wants of this step
 
 
 class TreeBackend(CPUAttentionBackend):
@@ -47,9 +50,11 @@ class TreeBackend(CPUAttentionBackend):
 
 
 class TreeMetadataBuilder(CPUAttentionMetadataBuilder):
-    """The runner sets `step` before it builds a step's metadata (None: no drafts in this step)."""
+    """The runner sets `step` and `kv` before it builds a step's metadata (None: no drafts; nothing compressed)."""
 
     step: TreeStep | None = None
+    kv: StepRows | None = None
+    group = 0  # number of the KV cache group, as `kv` counts them
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
@@ -58,9 +63,15 @@ class TreeMetadataBuilder(CPUAttentionMetadataBuilder):
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> CPUAttentionMetadata:
-        step = self.step
+        step, kv = self.step, self.kv
+        skip = None if kv is None else kv.starts[self.group]
+        if skip is not None:
+            common_attn_metadata = shifted(common_attn_metadata, skip, self.block_size)
         if step is None:
-            return super().build(common_prefix_len, common_attn_metadata, fast_build)
+            whole = super().build(common_prefix_len, common_attn_metadata, fast_build)
+            return whole if kv is None else _ours(whole, kv)
+        if skip is not None:
+            step = replace(step, root_position=step.root_position - skip)
         prompt = self._prompt_part(step, common_attn_metadata)
         if prompt is None:
             stock = _without_rows(common_attn_metadata)
@@ -77,7 +88,7 @@ class TreeMetadataBuilder(CPUAttentionMetadataBuilder):
             row_count=torch.from_numpy(step.tree_rows).int(),
             isa=self.isa,
         )
-        metadata = TreeMetadata(**{f.name: getattr(stock, f.name) for f in fields(CPUAttentionMetadata)})
+        metadata = _ours(stock, kv)
         # What the runner and the cache update read is the whole step's.
         metadata.num_actual_tokens = common_attn_metadata.num_actual_tokens
         metadata.slot_mapping = common_attn_metadata.slot_mapping
@@ -110,6 +121,10 @@ class TreeMetadataBuilder(CPUAttentionMetadataBuilder):
             block_table_tensor=common.block_table_tensor[chosen],
         )
         return part, rows
+
+
+def _ours(stock: CPUAttentionMetadata, kv: StepRows | None) -> TreeMetadata:
+    return TreeMetadata(**{f.name: getattr(stock, f.name) for f in fields(CPUAttentionMetadata)}, kv=kv)
 
 
 def _without_rows(common: CommonAttentionMetadata) -> CPUAttentionMetadata:
@@ -145,16 +160,17 @@ class TreeImpl(CPUAttentionBackendImpl):
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
         if not isinstance(attn_metadata, TreeMetadata) or attn_metadata.plan is None:
-            return super().forward(
-                layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
-            )
+            super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
+            if isinstance(attn_metadata, TreeMetadata) and attn_metadata.kv is not None:
+                attn_metadata.kv.after_attention(layer.layer_name, query)
+            return output
         rows = attn_metadata.prompt_rows
         if rows is not None:
             part = torch.empty((len(rows), *output.shape[1:]), dtype=output.dtype)
-            prompt = replace(attn_metadata, plan=None, num_actual_tokens=len(rows))
+            prompt = replace(attn_metadata, plan=None, kv=None, num_actual_tokens=len(rows))
             super().forward(layer, query[rows], key[rows], value[rows], kv_cache, prompt, part)
             output[rows] = part
-        key_cache, value_cache = _halves(kv_cache)
+        key_cache, value_cache = halves(kv_cache)
         attn_metadata.plan.run(
             query,
             key,
@@ -171,6 +187,8 @@ class TreeImpl(CPUAttentionBackendImpl):
         # Copies: compiled graphs reuse these buffers as soon as attention is done.
         assert attn_metadata.node_rows is not None
         self.stash = (key[attn_metadata.node_rows], value[attn_metadata.node_rows])
+        if attn_metadata.kv is not None:
+            attn_metadata.kv.after_attention(layer.layer_name, query)
         return output
 
 
@@ -180,7 +198,7 @@ class GroupCommit:
     def __init__(self, layers: Sequence[Any]) -> None:
         owners = [layer for layer in layers if layer.kv_sharing_target_layer_name is None]
         self._impls: list[TreeImpl] = [layer.impl for layer in owners]
-        caches = [_halves(layer.kv_cache) for layer in owners]
+        caches = [halves(layer.kv_cache) for layer in owners]
         self._commit = Committer([key for key, _ in caches], [value for _, value in caches], owners[0].isa)
 
     def __call__(self, nodes: Tensor, slots: Tensor) -> None:
@@ -189,7 +207,7 @@ class GroupCommit:
         self._commit([key for key, _ in stashes], [value for _, value in stashes], nodes, slots)
 
 
-def _halves(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
+def halves(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of a layer's cache, as vLLM's CPU ops take them."""
     blocks, kv_heads, block, _ = kv_cache.size()
     key_cache, value_cache = kv_cache.view((blocks, kv_heads, block * 2, -1)).chunk(2, dim=2)

@@ -13,7 +13,7 @@ SCHEDULER = "thriftree.plugins.engine.scheduler.TreeScheduler"
 
 
 def register() -> None:
-    """Let an engine that names our proposer run trees; every other engine stays as it is. Safe to call twice."""
+    """Give an engine trees or compressed caches where it is asked to; others stay as they are. Safe to call twice."""
     from vllm.platforms import current_platform
     from vllm.sampling_params import SamplingParams
 
@@ -35,20 +35,24 @@ def _hook_config(platform: Any) -> None:
 
     @functools.wraps(stock)
     def check_and_update_config(cls: Any, vllm_config: Any) -> None:
-        if uses_trees(vllm_config):
-            _wire(vllm_config)
+        from thriftree.plugins.engine.kv.support import uses_compression
+
+        trees, compression = uses_trees(vllm_config), uses_compression(vllm_config)
+        if trees or compression:
+            _wire(vllm_config, trees)
         stock(cls, vllm_config)
 
     check_and_update_config.thriftree = True  # type: ignore[attr-defined]
     platform.check_and_update_config = classmethod(check_and_update_config)
 
 
-def _wire(vllm_config: Any) -> None:
+def _wire(vllm_config: Any, trees: bool) -> None:
     from thriftree.plugins.engine import surface
     from thriftree.plugins.engine.refusals import refuse
 
     surface.check_version()
-    refuse(vllm_config)
+    if trees:
+        refuse(vllm_config)
     if vllm_config.parallel_config.worker_cls == "auto":
         vllm_config.parallel_config.worker_cls = WORKER
     if vllm_config.scheduler_config.scheduler_cls is None:

@@ -18,6 +18,7 @@ from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from thriftree.plugins.engine.cpu_attention import GroupCommit, TreeBackend, TreeMetadataBuilder
+from thriftree.plugins.engine.kv.runner import CompressingRunnerMixin
 from thriftree.plugins.engine.proposer import TreeProposer
 from thriftree.plugins.engine.seam import replaced
 from thriftree.plugins.engine.step import TreeStep, plan_step
@@ -40,6 +41,7 @@ class TreeRunnerMixin(Base):
     """Before a V1 runner class: its drafts become trees."""
 
     _step: TreeStep | None = None
+    _accepted: list[list[int]] | None
     _draft_slots: list[Tensor]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -127,6 +129,7 @@ class TreeRunnerMixin(Base):
             self._silent(),
         )
         self.proposer.judge(accepted)
+        self._accepted = accepted
         if step is not None:
             self._commit(step, accepted)
         return output
@@ -189,5 +192,9 @@ class TreeRunnerMixin(Base):
         self.proposer.finish(req_id)
 
 
-class TreeCPUModelRunner(TreeRunnerMixin, CPUModelRunner):
-    """The CPU engine's runner with trees."""
+class CompressingCPUModelRunner(CompressingRunnerMixin, CPUModelRunner):
+    """The CPU engine's runner with compressed caches."""
+
+
+class TreeCPUModelRunner(TreeRunnerMixin, CompressingCPUModelRunner):
+    """The same with trees."""

@@ -10,18 +10,20 @@ from vllm.v1.worker import cpu_worker
 
 from thriftree.plugins.engine.linear import FewRows
 from thriftree.plugins.engine.options import SpeculationOptions
-from thriftree.plugins.engine.runner_v1 import TreeCPUModelRunner
+from thriftree.plugins.engine.register import uses_trees
+from thriftree.plugins.engine.runner_v1 import CompressingCPUModelRunner, TreeCPUModelRunner
 from thriftree.plugins.engine.seam import replaced
 
 
 class TreeCPUWorker(cpu_worker.CPUWorker):
-    """vLLM's CPU worker; the class that it instantiates for its runner is `TreeCPUModelRunner`."""
+    """vLLM's CPU worker with a runner of ours: trees and compression, or compression alone."""
 
     def init_device(self) -> None:
         register_backend(AttentionBackendEnum.CPU_ATTN, "thriftree.plugins.engine.cpu_attention.TreeBackend")
         _cached_get_attn_backend.cache_clear()  # an engine before us in this process chose the stock one
         # `init_device` names the runner class through its module: the one seam it offers.
-        with replaced(cpu_worker, "CPUModelRunner", TreeCPUModelRunner):
+        runner = TreeCPUModelRunner if uses_trees(self.vllm_config) else CompressingCPUModelRunner
+        with replaced(cpu_worker, "CPUModelRunner", runner):
             super().init_device()
 
     def load_model(self, **kwargs: Any) -> None:
@@ -35,5 +37,4 @@ class TreeCPUWorker(cpu_worker.CPUWorker):
 
     def thrift_stats(self) -> dict[str, Any]:
         """Drafters' memory and the measured step costs; the server calls it through `collective_rpc`."""
-        assert isinstance(self.model_runner, TreeCPUModelRunner)
-        return self.model_runner.proposer.stats()
+        return self.model_runner.proposer.stats() if isinstance(self.model_runner, TreeCPUModelRunner) else {}

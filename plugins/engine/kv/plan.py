@@ -1,0 +1,78 @@
+"""A request's compression, worked out alike (and apart) by the client, the scheduler and the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from thriftree.plugins.engine.contract_var import EXTRA_ARGS_KEY
+from thriftree.plugins.engine.drafting import read_contract
+from thriftree.plugins.kv_cache import registry
+from thriftree.plugins.kv_cache.base import Method
+from thriftree.plugins.kv_cache.request import Terms, budget, checked
+from thriftree.plugins.kv_cache.window import Window
+
+_SHARED = ("method", "budget", "keep", "sinks", "recent", "defer", "per_head")
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Layers that share a window: one or more KV cache groups."""
+
+    index: int = 0
+    tiers: int = 1
+    block: int = 16
+    heads: int = 1  # KV heads of the whole model's layer
+    full: int = 0  # retrieval heads in a layer, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What happens to the cache of one request."""
+
+    name: str
+    method: Method
+    budget: int  # rows that a head keeps, in the mean over the layers
+    sinks: int
+    recent: int
+    defer: bool
+    per_head: bool
+    prompt: int
+
+    def window(self, tier: Tier) -> Window:
+        """The window of this request in the layers of a tier."""
+        share = self.method.share(tier.index, tier.tiers)
+        rows = max(round(self.budget * share), self.sinks + self.recent + tier.block)
+        full = tier.full if self.method.retrieval else 0
+        return Window(rows, tier.block, self.prompt, self.defer, full, tier.heads)
+
+    def publishable(self, tiers: Sequence[Tier]) -> int:
+        """Tokens at the front that may be shared with other requests: in every tier, so that a hit is one length.
+
+        A method that weighs the whole prompt's queries must compute them all, so it takes no hit (and gives none, for
+        the sake of one rule).
+        """
+        return 0 if self.method.observes else min(self.window(tier).publishable() for tier in tiers)
+
+
+def plan_of(params: Any, prompt: int, terms: Terms) -> Plan | None:
+    """The plan of a request with these sampling parameters and that many prompt tokens; None: its cache stays whole.
+
+    A request that cannot outgrow its budget is not touched at all.
+    """
+    extra = getattr(params, "extra_args", None) or {}
+    contract = read_contract(extra.get(EXTRA_ARGS_KEY, {}))
+    asked = contract.get("kv", "off") if isinstance(contract, Mapping) else "off"
+    if asked == "off" or terms.reason is not None:
+        return None
+    kv = checked(asked, terms)
+    assert isinstance(kv, dict)
+    rows = budget(kv, prompt, terms)
+    if params.max_tokens is not None and prompt + params.max_tokens <= rows:
+        return None
+    own = {name: value for name, value in kv.items() if name not in _SHARED}
+    name = str(kv["method"])
+    method = registry.configure(name, own)
+    defer = bool(kv["defer"]) and not (terms.max_tokens is not None and prompt > terms.max_tokens)
+    return Plan(name, method, rows, kv["sinks"], kv["recent"], defer, kv["per_head"], prompt)

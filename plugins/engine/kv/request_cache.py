@@ -1,0 +1,89 @@
+"""Everything that a worker keeps of one compressed request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from thriftree.plugins.engine.kv.cached import CachedRows
+from thriftree.plugins.engine.kv.groups import GroupLayers
+from thriftree.plugins.engine.kv.plan import Plan
+from thriftree.plugins.engine.kv.ring import QueryRing
+from thriftree.plugins.kv_cache.rows import Rope
+
+#: Block ids of the request in a KV cache group, from its first token on.
+Blocks = Callable[[int], Tensor]
+_UNSEEN = 64  # queries that wait, at most, until a method that adds up has seen them
+
+
+class RequestCache:
+    """All groups of layers of one request."""
+
+    def __init__(self, plan: Plan, groups: Sequence[GroupLayers], rope: Rope | None, seed: int) -> None:
+        layers = sum(len(group.names) for group in groups)
+        self.plan = plan
+        self.groups = [CachedRows(plan, group, rope, seed, layers) for group in groups]
+        self._place = {name: (g, i) for g, group in enumerate(groups) for i, name in enumerate(group.names)}
+        self._window = _UNSEEN if plan.method.observes else plan.method.window
+        self._layers = layers
+        self.ring: QueryRing | None = None
+        self.dropped = 0
+
+    @property
+    def starts(self) -> list[int]:
+        """Where the window begins in each group, in tokens."""
+        return [rows.start for rows in self.groups]
+
+    def queries_wanted(self, chunk: int) -> int:
+        """Of a step with `chunk` rows before its drafts: how many of the newest ones' queries to keep."""
+        if self.plan.method.observes:
+            return chunk if chunk == 1 else 0  # longer chunks are weighed as they pass
+        return min(chunk, self._window)
+
+    def observe(self, blocks: Blocks, computed: int, layer: str, queries: Tensor) -> None:
+        """Weigh a chunk's queries ``[T, heads, D]`` of the positions from `computed` on, in one layer."""
+        g, number = self._place[layer]
+        rows = self.groups[g]
+        length = computed + queries.shape[0]
+        rows.grow(length)
+        shaped = queries.unflatten(1, (rows.group.heads, -1)).permute(1, 2, 0, 3)
+        rows.observe(number, self._table(g, blocks, length), length, shaped, computed)
+
+    def see(self, queries: Tensor, position: int, blocks: Blocks) -> None:
+        """Keep query rows ``[layers, n, heads, D]`` of the positions from `position` on."""
+        if self.ring is None:
+            self.ring = QueryRing(self._layers, self._window, *queries.shape[2:], queries.dtype)
+        ring = self.ring
+        if self.plan.method.observes and ring.unseen + queries.shape[1] > ring.window:
+            self._weigh(position, blocks)
+        ring.append(queries, position)
+
+    def _weigh(self, length: int, blocks: Blocks) -> None:
+        """The waiting queries, the newest of which is at ``length - 1``, against all rows."""
+        ring = self.ring
+        if ring is None or not ring.unseen:
+            return
+        for g, rows in enumerate(self.groups):
+            rows.grow(length)
+            table = self._table(g, blocks, length)
+            for number, index in enumerate(rows.group.indices):
+                queries = ring.newest(index, length, ring.unseen, rows.group.heads)
+                rows.observe(number, table, length, queries, length - ring.unseen)
+        ring.unseen = 0
+
+    def _table(self, g: int, blocks: Blocks, length: int) -> Tensor:
+        rows = self.groups[g]
+        block = rows.group.tier.block
+        return rows.group.head_blocks(blocks(g)[rows.start // block : -(-length // block)])
+
+    def compact(self, length: int, blocks: Blocks) -> None:
+        """After a step that left `length` committed tokens in the cache."""
+        due = [rows.window.start(length) > rows.start for rows in self.groups]
+        if not any(due):
+            return
+        if self.plan.method.observes:
+            self._weigh(length, blocks)
+        for g, rows in enumerate(self.groups):
+            if due[g]:
+                self.dropped += rows.compact(blocks(g), length, self.ring)
