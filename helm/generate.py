@@ -40,9 +40,11 @@ def settings_schema() -> dict[str, Any]:
             node = schema["$defs"][node["properties"][section]["$ref"].rpartition("/")[2]]
         del node["properties"][name]
     _drop(schema, "default", "title")
-    thrift = schema["properties"]["thrift"]
-    del thrift["type"]
-    thrift["enum"].append(False)  # what YAML makes of a bare `off`
+    kv = schema["$defs"]["KV"]["properties"]
+    for setting, bare in ((schema["properties"]["thrift"], [False]), (kv["compression"], [False, True])):
+        del setting["type"]
+        setting["enum"] += bare  # what YAML makes of `off` and `on`
+    kv["heads"]["anyOf"] = [{"type": kv["heads"].pop("type")}, {"const": False}]
     return schema
 
 

@@ -12,7 +12,8 @@ def methods_command(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="thriftree methods", description="The methods of this release.")
     parser.add_argument("--json", action="store_true", help="the same data as GET /v1/thrift/methods")
     as_json = parser.parse_args(argv).json
-    from thriftree.server.methods import PROFILES_NOTE, table
+    from thriftree.plugins.kv_cache.request import SHARED
+    from thriftree.server.methods import PROFILES_NOTE, SHARED_NOTE, table
 
     rows = table()
     if as_json:
@@ -22,16 +23,16 @@ def methods_command(argv: Sequence[str]) -> int:
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False)
-    for head in ("method", "family", "law", "available", "parameters", "paper", "what it does"):
-        shown.add_column(head, overflow="fold")
+    for head in ("method", "family", "law", "available", "own parameters", "paper", "what it does"):
+        shown.add_column(head, overflow="fold", no_wrap=head in ("method", "family", "law", "paper"))
     for row in rows:
         name = row["name"] + (" (default)" if row["default"] else "")
         law, available = "exact" if row["exact"] else "lossy", "yes" if row["available"] else row["reason"]
-        shared = ("max_nodes",) if row["family"] == "speculation" else ()
-        parameters = ", ".join((*shared, *row["parameters"]["properties"]))
+        parameters = ", ".join(name for name in row["parameters"]["properties"] if name not in SHARED)
         shown.add_row(name, row["family"], law, available, parameters, row["paper"], row["summary"])
     console = Console()
     console.print(shown)
+    console.print(SHARED_NOTE, highlight=False, style="dim")
     console.print(PROFILES_NOTE, highlight=False, style="dim")
     return 0
 

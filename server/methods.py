@@ -14,6 +14,8 @@ PROFILES_NOTE = "profiles: off = nothing; exact = speculation auto, changes no a
     f"{name} = exact, and KV: {profile.why}" for name, profile in PROFILES.items()
 )
 
+SHARED_NOTE = f"all methods of speculation take max_nodes, those of kv {', '.join(request.SHARED[1:])}"
+
 
 def table(server: Capabilities | None = None) -> list[dict[str, Any]]:
     """One row per method, as the contract names its fields; without a server: what this release has."""

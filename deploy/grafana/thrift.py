@@ -1,4 +1,4 @@
-"""What speculation saves, and what it costs."""
+"""What speculation and KV compression save, and what they cost."""
 
 from __future__ import annotations
 
@@ -116,10 +116,37 @@ _DRAFTS = Row(
     ),
 )
 
+_DROPPED, _FREED = "thriftree_kv_tokens_dropped_total", "thriftree_kv_blocks_freed_total"
+
+_KV = Row(
+    "KV cache",
+    (
+        Panel(
+            "KV tokens dropped by method",
+            "Tokens a second, per layer and head, that left the cache of requests with `thrift.kv`",
+            "short",
+            (Query(f"sum by (method) (rate({_DROPPED}{_HERE}[$__rate_interval]))", "{{method}}"),),
+        ),
+        Panel(
+            "KV blocks freed by method",
+            "Blocks a second that went back to the pool before their request ended: room for others",
+            "short",
+            (Query(f"sum by (method) (rate({_FREED}{_HERE}[$__rate_interval]))", "{{method}}"),),
+        ),
+        Panel(
+            "Use of the KV cache",
+            "Share of blocks in use. It falls where requests compress",
+            "percentunit",
+            (Query('vllm:kv_cache_usage_perc{instance=~"$instance"}', "{{instance}}"),),
+            most=1,
+        ),
+    ),
+)
+
 THRIFT = Dashboard(
     "thriftree-thrift",
     "thriftree: thrift",
-    "Tokens per step, steps saved, acceptance by method, memory of the drafters",
-    (_GLANCE, _SAVED, _DRAFTS),
+    "Tokens per step, steps saved, acceptance by method, memory of the drafters, KV tokens dropped",
+    (_GLANCE, _SAVED, _DRAFTS, _KV),
     (Variable("instance", "thriftree_ready"), Variable("method", "thriftree_steps_total")),
 )

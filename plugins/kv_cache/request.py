@@ -12,7 +12,8 @@ from thriftree.plugins.kv_cache import registry
 from thriftree.plugins.kv_cache.profiles import PROFILES
 
 SINKS, RECENT = 4, 32  # where a request does not say
-_SHARED = ("method", "budget", "keep", "sinks", "recent", "defer", "per_head")
+#: What every method takes; the rest of an object is the method's own.
+SHARED = ("method", "budget", "keep", "sinks", "recent", "defer", "per_head")
 _MOST = 1 << 20  # of any count of tokens
 NOT_HERE = "this server was started without KV compression (--thrift off or --kv-compression off)"
 
@@ -81,7 +82,7 @@ def checked(asked: Any, terms: Terms) -> Resolved:
         raise Refused("thrift_unsupported", "kv", terms.reason)
     method = _method(asked.get("method", terms.method), terms)
     sinks, recent = _count(asked, "sinks", SINKS, 0), _count(asked, "recent", RECENT, 1)
-    own = {name: value for name, value in asked.items() if name not in _SHARED}
+    own = {name: value for name, value in asked.items() if name not in SHARED}
     try:
         own = _own(method, own, terms.layers)
     except ValueError as error:
@@ -179,7 +180,7 @@ def _flag(asked: Mapping[str, Any], name: str, default: bool) -> bool:
 def _own(method: str, given: dict[str, Any], layers: int | None) -> dict[str, Any]:
     """The method's own parameters, complete. Raises ValueError."""
     defaults = _defaults(method, layers)
-    if all(_is(value, defaults.get(name)) for name, value in given.items()):
+    if all(name in defaults and _is(value, defaults[name]) for name, value in given.items()):
         return defaults
     made = registry.configure(method, given)
     if layers is not None:

@@ -42,6 +42,7 @@ def totals(metrics: Metrics) -> dict[str, int]:
         "steps": _sum(metrics.steps),
         "drafted": _sum(metrics.draft_tokens),
         "accepted": _sum(metrics.accepted_tokens),
+        "kv_dropped": _sum(metrics.kv_tokens_dropped),
     }
     for report in metrics.answering.values():
         found["generated_tokens"] += report.completion_tokens
@@ -50,6 +51,7 @@ def totals(metrics: Metrics) -> dict[str, int]:
         if report.method is not None:
             found["drafted"] += report.drafted
             found["accepted"] += report.accepted
+        found["kv_dropped"] += report.kv_dropped
     return {name: int(value) for name, value in found.items()}
 
 

@@ -121,6 +121,8 @@ function showFigures({ uptime_seconds: seconds, totals, requests }) {
   at("saved-share").textContent = totals.steps
     ? `${number((100 * saved) / totals.completion_tokens)} % of ${number(totals.completion_tokens)} since the start`
     : "since the start";
+  at("kv").hidden = !totals.kv_dropped;
+  at("kv-dropped").textContent = number(totals.kv_dropped);
   at("running").textContent = number(requests.running);
   at("waiting").textContent = `in the engine, ${number(requests.waiting)} waiting`;
 }
@@ -248,6 +250,8 @@ function summary(usage, seconds) {
   line.append(` · ${thrift.steps} steps, ${number(thrift.tokens_per_step, 2)} tokens per step`);
   const { drafted, accepted, method } = thrift.speculation;
   line.append(method ? ` · ${accepted} of ${drafted} drafted tokens accepted` : " · nothing drafted");
+  const { tokens_seen: seen, tokens_kept: kept } = thrift.kv;
+  if (kept < seen) line.append(` · ${kept} of ${seen} KV tokens kept`);
   return line;
 }
 

@@ -74,6 +74,13 @@ def test_a_setting_is_taken_unless_the_chart_owns_it(path: tuple[str, ...]) -> N
     )
 
 
+@pytest.mark.parametrize("kv", [{"compression": False}, {"compression": True}, {"compression": "on"}, {"heads": False}])
+def test_words_that_yaml_reads_as_truth_values(kv: dict[str, Any]) -> None:
+    values = {"settings": {"kv": kv}}
+    jsonschema.Draft7Validator(generate.schema()).validate(values)
+    settings.Settings(**values["settings"])  # type: ignore[arg-type]
+
+
 WRONG: Mapping[str, dict[str, Any]] = {
     "a misspelt value": {"replica": 2},
     "a misspelt value inside": {"keys": {"databse": {}}},
@@ -82,6 +89,7 @@ WRONG: Mapping[str, dict[str, Any]] = {
     "a setting of the chart": {"settings": {"auth": {"database": "/x"}}},
     "a key in plain sight": {"settings": {"auth": {"keys": ["tt-x"]}}},
     "a profile that is none": {"settings": {"thrift": "most"}},
+    "a truth value that is no word": {"settings": {"kv": {"heads": True}}},
     "too small": {"settings": {"limits": {"max_body_bytes": 12}}},
     "of the wrong type": {"replicas": "two"},
     "the latest tag": {"image": {"tag": "latest"}},

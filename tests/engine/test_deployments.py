@@ -108,7 +108,8 @@ def test_refused_by_name(flags: dict[str, Any], named: str) -> None:
         ({"speculation": {"max_nodes": 0}}, "thriftree.speculation.max_nodes"),
         ({"speculation": "sometimes"}, "thriftree.speculation"),
         ({"speculation": {"method": "suffix", "longest": 1}}, "longest"),
-        ({"kv": "off"}, "kv"),
+        ({"kv": {"budget": 64}}, "thriftree.kv: this server was started without KV compression"),
+        ({"vision": "off"}, "vision"),
     ],
 )
 def test_bad_wishes_in_a_stock_server(contract: object, named: str, small: Callable[[Any], None]) -> None:

@@ -37,7 +37,7 @@ async def test_body_passes_untouched_and_usage_is_amended(gateway: Gateway) -> N
     assert engine.seen == [body]
     assert answer.status == 200 and answer.headers["content-length"] == str(len(answer.body))
     assert answer.json["usage"] == {"total_tokens": 17, "thrift": THRIFT}
-    assert engine.contracts[0].thrift == {"speculation": {"method": "auto", "max_nodes": 8}}
+    assert engine.contracts[0].thrift == {"speculation": {"method": "auto", "max_nodes": 8}, "kv": "off"}
     assert engine.contracts[0].tenant == "default"
 
 
@@ -74,7 +74,7 @@ async def test_off_is_reported_as_off(gateway: Gateway) -> None:
     app, _ = gateway(engine)
     answer = await call(app, "POST", CHAT, {"thrift": "off"})
     assert answer.json["usage"]["thrift"]["speculation"]["method"] is None
-    assert engine.contracts[0].thrift == {"speculation": "off"}
+    assert engine.contracts[0].thrift == {"speculation": "off", "kv": "off"}
 
 
 async def test_bad_thrift_never_reaches_the_engine(gateway: Gateway) -> None:
@@ -233,7 +233,7 @@ async def test_methods_route(gateway: Gateway) -> None:
     listed = (await call(app, "GET", "/v1/thrift/methods")).json
     assert listed["object"] == "list"
     names = {row["name"] for row in listed["methods"]}
-    assert {"auto", "token_recycling", "trie_lookahead", "suffix"} <= names
+    assert {"auto", "token_recycling", "trie_lookahead", "suffix", "snapkv", "razor_observed"} <= names
     for row in listed["methods"]:
         assert {"name", "family", "exact", "available", "reason", "default", "parameters", "paper"} <= set(row)
         assert row["available"] is False and "--thrift off" in row["reason"]

@@ -53,6 +53,13 @@ def test_an_unknown_setting_in_the_environment_is_refused(monkeypatch: pytest.Mo
         (["--drain-timeout", "soon"], "drain_timeout"),
         (["--speculation-max-nodes", "0"], "speculation.max_nodes"),
         (["--speculation-method", "eagle9"], "speculation.method"),
+        (["--kv-compression", "sometimes"], "kv.compression"),
+        (["--kv-method", "snapkw"], "kv.method"),
+        (["--kv-method", "token_recycling"], "kv.method"),
+        (["--kv-keep", "0"], "kv.keep"),
+        (["--kv-keep", "nan"], "kv.keep"),
+        (["--kv-tiers", "0"], "kv.tiers"),
+        (["--kv-max-tokens", "63"], "kv.max_tokens"),
         (["--vllm", "{"], "--vllm"),
         (["--routes-allow", "tokenize"], "routes.allow"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
@@ -62,6 +69,20 @@ def test_wrong_values_are_named(argv: list[str], names: str) -> None:
     with pytest.raises(StartError) as caught:
         settings.load(argv)
     assert names in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "word"), [("off", "off"), ("on", "on"), ("auto", "auto"), ('"off"', "off")])
+def test_words_of_yaml(tmp_path: Path, text: str, word: str) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(f"kv: {{compression: {text}, heads: off, max_tokens: 4096}}\n")
+    ours, _ = settings.load(["--config", str(file)])
+    assert (ours.kv.compression, ours.kv.heads, ours.kv.max_tokens) == (word, "off", 4096)
+
+
+def test_a_path_is_a_head_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THRIFTREE_KV__HEADS", "/data/heads.json")
+    ours, _ = settings.load(["--kv-method", "knorm", "--kv-tiers", "4", "--kv-keep", "0.25"])
+    assert (ours.kv.heads, ours.kv.method, ours.kv.tiers, ours.kv.keep) == ("/data/heads.json", "knorm", 4, 0.25)
 
 
 @pytest.mark.parametrize("text", ["thrift: [", "thrifty: exact\n", "limits: {max_bytes: 1}\n", "- a\n"])

@@ -76,6 +76,7 @@ async def test_data(gateway: Gateway) -> None:
         "steps": 4,
         "drafted": 24,
         "accepted": 6,
+        "kv_dropped": 0,
     }
     assert not state.metrics.answering
     state.phase = "draining"
@@ -103,6 +104,7 @@ async def test_answers_under_way_are_in_the_totals_and_never_twice(gateway: Gate
         "steps": 5,
         "drafted": 24,
         "accepted": 6,
+        "kv_dropped": 0,
     }
 
 

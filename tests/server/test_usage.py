@@ -100,6 +100,19 @@ def test_member_is_the_contract() -> None:
     }
 
 
+def test_kv_is_what_the_engine_counted() -> None:
+    report = Report(steps=3, completion_tokens=3, prompt_tokens=512, kv_method="snapkv")
+    untouched = json.loads(b"{" + member(report, None) + b"}")["thrift"]
+    assert untouched["exact"] is True
+    assert untouched["kv"] == {"method": "snapkv", "tokens_seen": 512, "tokens_kept": 512}
+    report.count_kv(seen=515, kept=515, dropped=0, freed=0)
+    assert report.exact is True
+    report.count_kv(seen=600, kept=80, dropped=520, freed=960)  # the second choice
+    dropped = json.loads(b"{" + member(report, None) + b"}")["thrift"]
+    assert dropped["exact"] is False
+    assert dropped["kv"] == {"method": "snapkv", "tokens_seen": 1115, "tokens_kept": 595}
+
+
 def test_thousands_of_usage_keys_cost_one_pass() -> None:
     """A client's tool schema is echoed by the Responses API, with whatever keys it has."""
     tools = [{"parameters": {"properties": [{"usage": {"type": "string"}}] * 20_000}}]

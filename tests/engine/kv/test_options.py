@@ -54,7 +54,7 @@ def test_the_settings_are_the_options() -> None:
 def test_mistakes_are_named(given: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=rf"thriftree\.kv.*{named}"):
         of(**given)
-    with pytest.raises(ValueError, match="thriftree.kv must be an object"):
+    with pytest.raises(ValueError, match=r"thriftree\.kv must be an object"):
         KVOptions.of({"thriftree": {"kv": "on"}})
 
 
@@ -85,7 +85,7 @@ def test_the_default_method() -> None:
     assert of().terms(None, {}, 16).method == "razor_observed"
     assert of().terms(None, {"razor_observed": "no head file for this model"}, 16).method == "observed"
     assert of(method="h2o").terms(None, {}, 16).method == "h2o"
-    with pytest.raises(ValueError, match="--kv-method pyramid_kv: .*--kv-tiers"):
+    with pytest.raises(ValueError, match=r"--kv-method pyramid_kv: .*--kv-tiers"):
         of(method="pyramid_kv").terms(None, {}, 16)
 
 
@@ -123,7 +123,7 @@ def test_compression_without_speculation() -> None:
 def test_off_means_off_and_the_operators_own_words_are_checked() -> None:
     flags = args()
     assert launch.configure(flags, None) is False and flags.additional_config is None
-    with pytest.raises(ValueError, match="thriftree.kv.keep"):
+    with pytest.raises(ValueError, match=r"thriftree\.kv\.keep"):
         launch.configure(args(additional_config={"thriftree": {"kv": {"keep": 2}}}), None)
 
 
