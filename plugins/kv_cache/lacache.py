@@ -75,11 +75,11 @@ def first_pass(rows: Rows, share: float) -> Tensor:
     The prompt is there at once: the first passes go over all of it. Then the cache is full, a pass goes on as rows come
     in, and ends where it meets the newest one; the next one goes over `keep` rows and what comes in meanwhile.
     """
-    passes, left = 0, float(rows.prompt)  # over the prompt alone
-    while left * share >= rows.keep:
+    keep, passes, left = max(rows.keep, 1), 0, float(rows.prompt)
+    while left * share >= keep:  # passes over the prompt alone
         passes, left = passes + 1, left * share
-    end = rows.prompt + rows.keep / share - left
-    further = (rows.pos - end).div(rows.keep * (1 / share - 1), rounding_mode="floor") + 1
+    end = rows.prompt + keep / share - left
+    further = (rows.pos - end).div(keep * (1 / share - 1), rounding_mode="floor") + 1
     return torch.where(rows.pos < rows.prompt, 1.0, passes + 1 + further.clamp_min(0))
 
 
