@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -23,16 +24,19 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 from thriftree.kernels.tree_attention import Plan, layout, prepare
 from thriftree.kernels.tree_attention.commit import Committer
-from thriftree.plugins.engine.kv.step_rows import StepRows, shifted
+from thriftree.plugins.engine.cpu_cache import halves
+from thriftree.plugins.engine.kv.ragged_step import RaggedStep
+from thriftree.plugins.engine.kv.step_rows import StepRows
 from thriftree.plugins.engine.step import TreeStep
 
 
 @dataclass
 class TreeMetadata(CPUAttentionMetadata):
-    """Stock metadata of the prompt rows plus the plan of the tree rows."""
+    """Stock metadata of the rows that the stock op computes, and what computes the others."""
 
     plan: Plan | None = None
-    prompt_rows: Tensor | None = None  # step rows that go through the stock op; None: no such rows
+    stock_rows: Tensor | None = None  # step rows that go through the stock op beside the others; None: no such rows
+    ragged: RaggedStep | None = None  # requests whose heads differ in length
     node_rows: Tensor | None = None  # step rows of the draft nodes: their keys and values wait for the walk
     kv: StepRows | None = None  # what compression wants of this step
 
@@ -64,51 +68,58 @@ class TreeMetadataBuilder(CPUAttentionMetadataBuilder):
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> CPUAttentionMetadata:
         step, kv = self.step, self.kv
-        skip = None if kv is None else kv.starts[self.group]
-        if skip is not None:
-            common_attn_metadata = shifted(common_attn_metadata, skip, self.block_size)
-        if step is None:
-            whole = super().build(common_prefix_len, common_attn_metadata, fast_build)
-            return whole if kv is None else _ours(whole, kv)
-        if skip is not None:
-            step = replace(step, root_position=step.root_position - skip)
-        prompt = self._prompt_part(step, common_attn_metadata)
-        if prompt is None:
-            stock = _without_rows(common_attn_metadata)
-            rows = None
+        if step is None and kv is None:
+            return super().build(common_prefix_len, common_attn_metadata, fast_build)
+        common = common_attn_metadata if kv is None else kv.shifted(common_attn_metadata, self.group, self.block_size)
+        apart = np.zeros(common.num_reqs, dtype=bool) if kv is None else kv.apart[self.group]
+        if step is None and not apart.any():
+            return _ours(super().build(common_prefix_len, common, fast_build), kv)
+        part = self._stock_part(step, common, apart)
+        if part is None:
+            stock, rows = _without_rows(common), None
         else:
-            common, rows = prompt
-            stock = super().build(common_prefix_len, common, fast_build)
-        plan = prepare(
-            block_table=common_attn_metadata.block_table_tensor,
-            row_start=torch.from_numpy(step.first_row).int(),
-            ctx_lens=torch.from_numpy(step.root_position).int(),
-            ancestors=torch.from_numpy(step.ancestors),
-            depth=torch.from_numpy(step.depth),
-            row_count=torch.from_numpy(step.tree_rows).int(),
-            isa=self.isa,
-        )
+            only, rows = part
+            stock = super().build(common_prefix_len, only, fast_build)
         metadata = _ours(stock, kv)
         # What the runner and the cache update read is the whole step's.
-        metadata.num_actual_tokens = common_attn_metadata.num_actual_tokens
-        metadata.slot_mapping = common_attn_metadata.slot_mapping
-        metadata.plan, metadata.prompt_rows, metadata.node_rows = plan, rows, torch.from_numpy(step.node_rows)
+        metadata.num_actual_tokens, metadata.slot_mapping = common.num_actual_tokens, common.slot_mapping
+        metadata.stock_rows = rows
+        metadata.ragged = None if kv is None else kv.ragged[self.group]
+        if step is not None:
+            metadata.plan = self._plan(step, common, apart, 0 if kv is None else kv.starts[self.group])
+            metadata.node_rows = torch.from_numpy(step.node_rows)
         return metadata
 
-    def _prompt_part(
-        self, step: TreeStep, common: CommonAttentionMetadata
+    def _plan(self, step: TreeStep, common: CommonAttentionMetadata, apart: Any, starts: Any) -> Plan | None:
+        """The tree rows of the requests that are not apart."""
+        here = np.nonzero(~apart)[0]
+        if not len(here):
+            return None
+        return prepare(
+            block_table=common.block_table_tensor[torch.from_numpy(here)],
+            row_start=torch.from_numpy(step.first_row[here]).int(),
+            ctx_lens=torch.from_numpy((step.root_position - starts)[here]).int(),
+            ancestors=torch.from_numpy(step.ancestors),
+            depth=torch.from_numpy(step.depth),
+            row_count=torch.from_numpy(step.tree_rows[here]).int(),
+            isa=self.isa,
+        )
+
+    def _stock_part(
+        self, step: TreeStep | None, common: CommonAttentionMetadata, apart: Any
     ) -> tuple[CommonAttentionMetadata, Tensor] | None:
-        """The rows before the roots, as a step of their own."""
-        starts = common.query_start_loc_cpu[: common.num_reqs].long()
-        counts = torch.from_numpy(step.first_row) - starts
-        chosen = counts > 0
+        """The rows before the roots, or without trees all rows, as a step of their own; not of the requests apart."""
+        bounds = common.query_start_loc_cpu[: common.num_reqs + 1].long()
+        starts, ends = bounds[:-1], bounds[1:] if step is None else torch.from_numpy(step.first_row)
+        after = (bounds[1:] - ends).to(common.seq_lens.dtype)  # rows that are not in this part
+        chosen = (ends > starts) & ~torch.from_numpy(apart)
         if not bool(chosen.any()):
             return None
-        counts, starts = counts[chosen], starts[chosen]
+        counts, starts = (ends - starts)[chosen], starts[chosen]
         begin = torch.zeros(len(counts) + 1, dtype=torch.int32)
         torch.cumsum(counts, 0, out=begin[1:])
         rows = torch.cat([torch.arange(int(s), int(s + n)) for s, n in zip(starts, counts, strict=True)])
-        seq_lens = torch.from_numpy(step.root_position)[chosen].int()
+        seq_lens = (common.seq_lens - after)[chosen]
         part = replace(
             common,
             num_reqs=len(counts),
@@ -159,37 +170,42 @@ class TreeImpl(CPUAttentionBackendImpl):
         output_scale: Tensor | None = None,
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
-        if not isinstance(attn_metadata, TreeMetadata) or attn_metadata.plan is None:
-            super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
-            if isinstance(attn_metadata, TreeMetadata) and attn_metadata.kv is not None:
-                attn_metadata.kv.after_attention(layer.layer_name, query)
-            return output
-        rows = attn_metadata.prompt_rows
-        if rows is not None:
-            part = torch.empty((len(rows), *output.shape[1:]), dtype=output.dtype)
-            prompt = replace(attn_metadata, plan=None, kv=None, num_actual_tokens=len(rows))
-            super().forward(layer, query[rows], key[rows], value[rows], kv_cache, prompt, part)
-            output[rows] = part
-        key_cache, value_cache = halves(kv_cache)
-        attn_metadata.plan.run(
-            query,
-            key,
-            value,
-            key_cache,
-            value_cache,
-            output,
-            self.scale,
-            sliding_window=self.sliding_window,
-            softcap=self.logits_soft_cap,
-            sinks=self.sinks,
-            alibi=self.alibi_slopes,
-        )
-        # Copies: compiled graphs reuse these buffers as soon as attention is done.
-        assert attn_metadata.node_rows is not None
-        self.stash = (key[attn_metadata.node_rows], value[attn_metadata.node_rows])
-        if attn_metadata.kv is not None:
-            attn_metadata.kv.after_attention(layer.layer_name, query)
+        if not isinstance(attn_metadata, TreeMetadata):
+            return super().forward(
+                layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
+            )
+        ours = attn_metadata
+        if ours.plan is None and ours.ragged is None:
+            super().forward(layer, query, key, value, kv_cache, ours, output, output_scale, output_block_scale)
+        else:
+            self._by_parts(layer, query, key, value, kv_cache, ours, output)
+        if ours.kv is not None:
+            ours.kv.after_attention(layer.layer_name, query)
         return output
+
+    def _by_parts(
+        self, layer: Any, query: Tensor, key: Tensor, value: Tensor, kv_cache: Tensor, ours: TreeMetadata, out: Tensor
+    ) -> None:
+        rows = ours.stock_rows
+        if rows is not None:
+            part = torch.empty((len(rows), *out.shape[1:]), dtype=out.dtype)
+            alone = replace(ours, plan=None, ragged=None, kv=None, num_actual_tokens=len(rows))
+            super().forward(layer, query[rows], key[rows], value[rows], kv_cache, alone, part)
+            out[rows] = part
+        caches = halves(kv_cache)
+        options = {
+            "sliding_window": self.sliding_window,
+            "softcap": self.logits_soft_cap,
+            "sinks": self.sinks,
+            "alibi": self.alibi_slopes,
+        }
+        if ours.plan is not None:
+            ours.plan.run(query, key, value, *caches, out, self.scale, **options)
+        if ours.ragged is not None:
+            ours.ragged.run(layer.layer_name, query, key, value, *caches, out, self.scale, self.logits_soft_cap)
+        if ours.node_rows is not None:
+            # Copies: compiled graphs reuse these buffers as soon as attention is done.
+            self.stash = (key[ours.node_rows], value[ours.node_rows])
 
 
 class GroupCommit:
@@ -205,10 +221,3 @@ class GroupCommit:
         """Write the stashed keys and values of `nodes` (counted over the step's draft nodes) to their `slots`."""
         stashes = [impl.stash for impl in self._impls if impl.stash is not None]
         self._commit([key for key, _ in stashes], [value for _, value in stashes], nodes, slots)
-
-
-def halves(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of a layer's cache, as vLLM's CPU ops take them."""
-    blocks, kv_heads, block, _ = kv_cache.size()
-    key_cache, value_cache = kv_cache.view((blocks, kv_heads, block * 2, -1)).chunk(2, dim=2)
-    return key_cache, value_cache

@@ -51,6 +51,7 @@ class Keyformer(H2O):
         return self.tau_start + step * ((self.tau_end - self.tau_start) / self.steps)
 
     def _gumbel(self, heads: tuple[int, int], rows: Rows, at: Tensor) -> Tensor:
-        head = torch.arange(heads[0] * heads[1], device=at.device).view(*heads, 1, 1)
+        first = rows.first_head * heads[1]
+        head = torch.arange(first, first + heads[0] * heads[1], device=at.device).view(*heads, 1, 1)
         query = mix(mix(mix(rows.seed, rows.layer), head), at[:, None])
         return uniform(mix(query, rows.pos[:, None, None])).log_().neg_().log_().neg_()

@@ -23,5 +23,5 @@ class Random(Method):
     defer: ClassVar[bool] = False
 
     def score(self, rows: Rows) -> Tensor:
-        heads = rows.pos.new_tensor(range(rows.pos.shape[0]))[:, None]
+        heads = rows.first_head + rows.pos.new_tensor(range(rows.pos.shape[0]))[:, None]
         return uniform(mix(mix(mix(rows.seed, rows.layer), heads), rows.pos))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from thriftree.plugins.engine.kv.groups import GroupLayers
+from thriftree.plugins.engine.kv.observe import weighed
 from thriftree.plugins.engine.kv.plan import Plan
 from thriftree.plugins.engine.kv.ring import QueryRing
 from thriftree.plugins.kv_cache.rows import Rope, Rows
@@ -55,15 +56,15 @@ class CachedRows:
             sums=None if self._sums is None else self._sums[layer],
         )
 
-    def observe(self, layer: int, table: Tensor, length: int, queries: Tensor, first: int) -> None:
+    def observe(self, layer: int, blocks: Tensor, length: int, queries: Tensor, first: int) -> None:
         """Add what query rows say of the cached keys: ``queries [H, G, T, D]`` of the positions from `first` on."""
         assert self._sums is not None
-        rows = self.rows(layer, table, length, 0, None)
-        at = torch.arange(first, first + queries.shape[2])
-        logits = torch.einsum("hgtd,hmd->hgtm", queries.float(), rows.keys).mul_(rows.scale)
-        younger = rows.pos[:, None, None, :] > at[:, None]
-        weight = self.plan.method.weigh(logits.masked_fill_(younger, -torch.inf), rows, at)
-        self._sums[layer] += weight.sum((1, 2))
+        table = self._table(blocks, length)
+        self._sums[layer] += weighed(self.plan.method, self.rows(layer, table, length, 0, None), queries, first)
+
+    def _table(self, blocks: Tensor, length: int) -> Tensor:
+        block = self.group.tier.block
+        return self.group.head_blocks(blocks[self.start // block : -(-length // block)])
 
     def compact(self, blocks: Tensor, length: int, ring: QueryRing | None) -> int:
         """Let the blocks before the new window start go, if there is one; ``blocks [nb]`` of the request, from 0 on.
@@ -75,9 +76,8 @@ class CachedRows:
         leaving = start - self.start
         if leaving <= 0:
             return 0
-        block = self.group.tier.block
         self.grow(length)
-        table = self.group.head_blocks(blocks[self.start // block : -(-length // block)])
+        table = self._table(blocks, length)
         keep = length - start
         scores = [
             self.plan.method.score(self.rows(layer, table, length, keep, ring))

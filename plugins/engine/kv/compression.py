@@ -7,39 +7,71 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+from thriftree.plugins.engine.kv import spec as specs
 from thriftree.plugins.engine.kv.groups import GroupLayers
+from thriftree.plugins.engine.kv.options import KVOptions
 from thriftree.plugins.engine.kv.plan import Plan, Tier, plan_of
-from thriftree.plugins.engine.kv.support import terms_of
+from thriftree.plugins.engine.kv.support import retrieval_heads, terms_of
 from thriftree.plugins.kv_cache.request import Terms
 from thriftree.plugins.kv_cache.rows import Rope
 
 
-@dataclass
+@dataclass(frozen=True)
 class Compression:
     """The same in the scheduler's process and in every worker."""
 
     terms: Terms
+    tier_count: int
+    retrieval: tuple[tuple[int, ...], ...] | None  # retrieval heads of each layer, of the whole model
+    chunk: int  # most tokens that a step adds to a request
 
     @classmethod
     def of(cls, vllm_config: Any) -> Compression:
-        return cls(terms_of(vllm_config))
+        options = KVOptions.of(vllm_config.additional_config or {})
+        terms = terms_of(vllm_config)
+        heads = retrieval_heads(vllm_config, options) if terms.reason is None else None
+        return cls(terms, options.tiers, heads, vllm_config.scheduler_config.max_num_batched_tokens)
 
     def plan(self, params: Any, prompt: int) -> Plan | None:
         """See `plan_of`."""
         return plan_of(params, prompt, self.terms)
 
+    def specs(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The layers' cache specs, with their tiers where there is more than one kind of layer."""
+        if self.terms.reason is not None or (
+            self.tier_count == 1 and self.retrieval is None and self.terms.max_tokens is None
+        ):
+            return found
+        specs.register()
+        most = None if self.terms.max_tokens is None else self.terms.max_tokens + self.chunk
+        layers = 1 + max(extract_layer_index(name) for name in found)
+        made = dict(found)
+        for name, spec in found.items():
+            if type(spec) is FullAttentionSpec:
+                index = extract_layer_index(name)
+                full = len(self.retrieval[index]) if self.retrieval is not None else 0
+                made[name] = specs.tiered(spec, index * self.tier_count // layers, full, most)
+        return made
+
     def tiers(self, kv_cache_config: Any) -> list[Tier]:
         """One per KV cache group."""
-        specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
-        return [Tier(block=spec.block_size, heads=spec.num_kv_heads) for spec in specs]
+        found = []
+        for group in kv_cache_config.kv_cache_groups:
+            spec = group.kv_cache_spec
+            tier, full = getattr(spec, "tier", 0), getattr(spec, "full", 0)
+            found.append(Tier(tier, self.tier_count, spec.block_size, spec.num_kv_heads, full))
+        return found
 
     def groups(self, kv_cache_config: Any, layers: Mapping[str, Any]) -> list[GroupLayers]:
         """The layers of each KV cache group, by name -> attention layer."""
         found = []
         for group, tier in zip(kv_cache_config.kv_cache_groups, self.tiers(kv_cache_config), strict=True):
             indices = [extract_layer_index(name) for name in group.layer_names]
-            found.append(GroupLayers(group.layer_names, [layers[name] for name in group.layer_names], indices, tier))
+            heads = [() if self.retrieval is None else self.retrieval[index] for index in indices]
+            mine = [layers[name] for name in group.layer_names]
+            found.append(GroupLayers(group.layer_names, mine, indices, tier, heads))
         return found
 
     def rope(self, model: Any) -> Rope | None:

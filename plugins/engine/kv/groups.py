@@ -9,18 +9,26 @@ import torch
 from torch import Tensor
 
 from thriftree.kernels import kv_rows
-from thriftree.plugins.engine.cpu_attention import halves
+from thriftree.plugins.engine.cpu_cache import halves
 from thriftree.plugins.engine.kv.plan import Tier
 
 
 class GroupLayers:
     """Built once, when the caches are there. `L` layers, `H` KV heads."""
 
-    def __init__(self, names: Sequence[str], layers: Sequence[Any], indices: Sequence[int], tier: Tier) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        layers: Sequence[Any],
+        indices: Sequence[int],
+        tier: Tier,
+        retrieval: Sequence[tuple[int, ...]],
+    ) -> None:
         caches = [halves(layer.kv_cache) for layer in layers]
         self.names = tuple(names)
         self.indices = tuple(indices)  # of each layer in the model
         self.tier = tier
+        self.retrieval = tuple(retrieval)  # retrieval heads of each layer
         self.isa: str = layers[0].isa
         self.scales = [float(layer.impl.scale) for layer in layers]
         self.keys, self.values = [key for key, _ in caches], [value for _, value in caches]

@@ -9,6 +9,7 @@ from torch import Tensor
 from thriftree.plugins.engine.kv.cached import CachedRows
 from thriftree.plugins.engine.kv.groups import GroupLayers
 from thriftree.plugins.engine.kv.plan import Plan
+from thriftree.plugins.engine.kv.ragged import RaggedRows
 from thriftree.plugins.engine.kv.ring import QueryRing
 from thriftree.plugins.kv_cache.rows import Rope
 
@@ -23,7 +24,13 @@ class RequestCache:
     def __init__(self, plan: Plan, groups: Sequence[GroupLayers], rope: Rope | None, seed: int) -> None:
         layers = sum(len(group.names) for group in groups)
         self.plan = plan
-        self.groups = [CachedRows(plan, group, rope, seed, layers) for group in groups]
+        self.groups: list[CachedRows | RaggedRows] = []
+        for group in groups:
+            whole = group.retrieval if plan.method.retrieval else ((),) * len(group.names)
+            if plan.per_head or any(whole):
+                self.groups.append(RaggedRows(plan, group, whole, rope, seed, layers))
+            else:
+                self.groups.append(CachedRows(plan, group, rope, seed, layers))
         self._place = {name: (g, i) for g, group in enumerate(groups) for i, name in enumerate(group.names)}
         self._window = _UNSEEN if plan.method.observes else plan.method.window
         self._layers = layers
@@ -34,6 +41,11 @@ class RequestCache:
     def starts(self) -> list[int]:
         """Where the window begins in each group, in tokens."""
         return [rows.start for rows in self.groups]
+
+    def ragged(self, group: int) -> bool:
+        """Whether heads differ in length in this group of layers, by now."""
+        rows = self.groups[group]
+        return isinstance(rows, RaggedRows) and rows.ragged
 
     def queries_wanted(self, chunk: int) -> int:
         """Of a step with `chunk` rows before its drafts: how many of the newest ones' queries to keep."""
@@ -48,7 +60,7 @@ class RequestCache:
         length = computed + queries.shape[0]
         rows.grow(length)
         shaped = queries.unflatten(1, (rows.group.heads, -1)).permute(1, 2, 0, 3)
-        rows.observe(number, self._table(g, blocks, length), length, shaped, computed)
+        rows.observe(number, blocks(g), length, shaped, computed)
 
     def see(self, queries: Tensor, position: int, blocks: Blocks) -> None:
         """Keep query rows ``[layers, n, heads, D]`` of the positions from `position` on."""
@@ -66,16 +78,10 @@ class RequestCache:
             return
         for g, rows in enumerate(self.groups):
             rows.grow(length)
-            table = self._table(g, blocks, length)
             for number, index in enumerate(rows.group.indices):
                 queries = ring.newest(index, length, ring.unseen, rows.group.heads)
-                rows.observe(number, table, length, queries, length - ring.unseen)
+                rows.observe(number, blocks(g), length, queries, length - ring.unseen)
         ring.unseen = 0
-
-    def _table(self, g: int, blocks: Blocks, length: int) -> Tensor:
-        rows = self.groups[g]
-        block = rows.group.tier.block
-        return rows.group.head_blocks(blocks(g)[rows.start // block : -(-length // block)])
 
     def compact(self, length: int, blocks: Blocks) -> None:
         """After a step that left `length` committed tokens in the cache."""

@@ -6,6 +6,7 @@ the blocks before the new window start to others. Both sides work the start out 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,11 @@ from torch import Tensor
 from thriftree.plugins.engine.cpu_attention import TreeMetadataBuilder
 from thriftree.plugins.engine.kv.compression import Compression
 from thriftree.plugins.engine.kv.groups import GroupLayers
+from thriftree.plugins.engine.kv.ragged import RaggedRows
+from thriftree.plugins.engine.kv.ragged_step import RaggedRequest, RaggedStep
 from thriftree.plugins.engine.kv.request_cache import RequestCache
 from thriftree.plugins.engine.kv.step_rows import StepRows
+from thriftree.plugins.engine.tree_tokens import as_tree
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Base
@@ -38,6 +42,9 @@ class CompressingRunnerMixin(Base):
         self._scheduled: Any = np.empty(0, dtype=np.int64)
         self._drafts: dict[str, Any] = {}
         self._kv_step: StepRows | None = None
+
+    def get_kv_cache_spec(self) -> dict[str, Any]:
+        return self.compression.specs(super().get_kv_cache_spec())
 
     def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
@@ -88,7 +95,11 @@ class CompressingRunnerMixin(Base):
             np.array([0 if cache is None else cache.starts[g] for cache in caches], dtype=np.int64)
             for g in range(len(self._layers()))
         ]
-        step = StepRows(starts)
+        apart = [
+            np.array([cache is not None and cache.ragged(g) for cache in caches]) for g in range(len(self._layers()))
+        ]
+        step = StepRows(starts, apart)
+        step.ragged = [self._ragged(g, caches) if apart[g].any() else None for g in range(len(self._layers()))]
         capture: list[Tensor] = []
         first = 0
         for i, (name, cache) in enumerate(zip(names, caches, strict=True)):
@@ -105,6 +116,20 @@ class CompressingRunnerMixin(Base):
         chosen = torch.cat(capture)
         step.capture = chosen if len(chosen) else None
         return step
+
+    def _ragged(self, group: int, caches: Sequence[RequestCache | None]) -> RaggedStep:
+        requests, first = [], 0
+        for i, (name, cache) in enumerate(zip(self.input_batch.req_ids, caches, strict=True)):
+            rows, computed = int(self._scheduled[i]), int(self.input_batch.num_computed_tokens_cpu[i])
+            if cache is not None and cache.ragged(group):
+                tree = as_tree(self._drafts.get(name, ()))
+                mine = cache.groups[group]
+                assert isinstance(mine, RaggedRows)
+                blocks = self._blocks(i, computed, group)
+                requests.append(RaggedRequest(mine, blocks, computed, first, rows - len(tree), tree))
+            first += rows
+        layers = self._layers()[group]
+        return RaggedStep(requests, layers.heads, {name: n for n, name in enumerate(layers.names)}, layers.isa)
 
     def _blocks(self, request: int, length: int, group: int) -> Tensor:
         """Block ids of a request of the batch, for `length` tokens."""

@@ -9,7 +9,10 @@ from typing import Any
 from thriftree.plugins.engine.kv.options import KVOptions
 from thriftree.plugins.engine.register import uses_trees
 from thriftree.plugins.kv_cache import registry
+from thriftree.plugins.kv_cache.heads import Fingerprint, HeadFile, shipped
 from thriftree.plugins.kv_cache.request import Terms
+
+_NO_HEADS = "it needs a head file of this model (`thriftree probe heads MODEL --out FILE`, then --kv-heads FILE)"
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,29 @@ def support(vllm_config: Any) -> KVSupport:
     reason = next(_reasons(vllm_config), None)
     missing = {}
     for name in registry.names():
-        info = registry.describe(name)
+        info, ranks = registry.describe(name), vllm_config.parallel_config.tensor_parallel_size
         if info.needs_rope and not _plain_rope(vllm_config.model_config):
             missing[name] = "it needs a model with plain rotary positions"
-        if info.retrieval:
-            missing[name] = "heads of different lengths are not in this release's engine"
+        if info.retrieval and ranks > 1:
+            missing[name] = f"--tensor-parallel-size {ranks}: ranks would need equally many retrieval heads per layer"
     return KVSupport(reason, missing, vllm_config.cache_config.block_size)
+
+
+def retrieval_heads(vllm_config: Any, options: KVOptions) -> tuple[tuple[int, ...], ...] | None:
+    """Retrieval heads of each layer, of this model; None: the server has no head file.
+
+    Raises:
+        ValueError: a head file that cannot be read or is another model's.
+    """
+    if options.heads == "off" or vllm_config.parallel_config.tensor_parallel_size > 1:
+        return None
+    fingerprint = Fingerprint.of(vllm_config.model_config.hf_text_config)
+    if options.heads == "default":
+        file = shipped(fingerprint)
+        return None if file is None else file.retrieval()
+    file = HeadFile.load(options.heads)
+    file.check(fingerprint)
+    return file.retrieval()
 
 
 def terms_of(vllm_config: Any) -> Terms:

@@ -6,6 +6,7 @@ blocks), and follows the engine's schedule step by step, since what survives dep
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,17 +15,35 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from thriftree.plugins.engine.kv.plan import Plan, Tier
+from thriftree.plugins.kv_cache.per_head import blocks_per_head
 from thriftree.plugins.kv_cache.rows import Rope, Rows
 from thriftree.plugins.kv_cache.select import keep_mask
 
 
 @dataclass
-class Layer:
-    pos: Tensor  # [H, M]
-    keys: Tensor  # [H, M, D]
+class Head:
+    """The rows of one KV head, oldest first."""
+
+    pos: Tensor  # [M]
+    keys: Tensor  # [M, D]
     values: Tensor
-    queries: Tensor  # [H, G, all, D]
-    sums: Tensor  # [H, M]
+    sums: Tensor  # [M]
+
+    def take(self, kept: Tensor) -> None:
+        self.pos, self.keys, self.values = self.pos[kept], self.keys[kept], self.values[kept]
+        self.sums = self.sums[kept]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the engine knows of a layer."""
+
+    tier: Tier
+    whole: tuple[int, ...]  # retrieval heads
+
+
+def load(path: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
 @dataclass
@@ -33,33 +52,29 @@ class Reference:
 
     model: Any
     plan: Plan | None
-    tier: Tier
+    places: Sequence[Place]
     evicts: bool = True
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[list[Head]] = field(default_factory=list)
     length: int = 0
-    start: int = 0
     flips: int = 0  # choices between rows that score alike, where rounding decided otherwise in the engine
-
-    @classmethod
-    def load(cls, path: str) -> Any:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
     def __post_init__(self) -> None:
         c = self.model.config
         self.heads, self.group = c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads
         self.dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         self.rope = Rope(self.model.model.rotary_emb.inv_freq.float())
-        empty = torch.empty(self.heads, 0, self.dim)
-        none = torch.empty(self.heads, 0)
-        for _ in range(c.num_hidden_layers):
-            queries = torch.empty(self.heads, self.group, 0, self.dim)
-            self.layers.append(Layer(none.long(), empty, empty, queries, none))
+        empty = torch.empty(0, self.dim)
+        none = torch.empty(0)
+        for _ in self.places:
+            self.layers.append([Head(none.long(), empty, empty, none) for _ in range(self.heads)])
+        self.queries = [torch.empty(self.heads, self.group, 0, self.dim) for _ in self.places]
+        self.starts = [0] * len(self.places)
 
     @torch.no_grad()
-    def step(self, tokens: list[int], chosen: list[Tensor] | None = None) -> Tensor:
-        """Log-probabilities ``[n, vocabulary]`` after each of these tokens; then the event, if one is due.
+    def step(self, tokens: list[int], chosen: list[list[list[Tensor]]]) -> Tensor:
+        """Log-probabilities ``[n, vocabulary]`` after each of these tokens; then the events that are due.
 
-        `chosen`: what the engine kept at its events so far (positions ``[layers, heads, rows]``, sorted).
+        `chosen`: for each layer, what the engine kept at its events so far (positions of each head, sorted).
         """
         body = self.model.model
         x = body.embed_tokens(torch.tensor(tokens))
@@ -68,59 +83,105 @@ class Reference:
             x = x + self._attend(weights.self_attn, weights.input_layernorm(x), index, at)
             x = x + weights.mlp(weights.post_attention_layernorm(x))
         self.length += len(tokens)
-        self._event(chosen)
+        for index in range(len(self.layers)):
+            self._event(index, chosen[index])
         return self.model.lm_head(body.norm(x)).float().log_softmax(-1)
 
     def _attend(self, a: Any, x: Tensor, index: int, at: Tensor) -> Tensor:
-        layer = self.layers[index]
         q = self.rope.rotate(a.q_proj(x).view(-1, self.heads, self.group, self.dim).permute(1, 2, 0, 3), at)
         k = self.rope.rotate(a.k_proj(x).view(-1, self.heads, self.dim).transpose(0, 1), at)
         v = a.v_proj(x).view(-1, self.heads, self.dim).transpose(0, 1)
-        layer.keys, layer.values = torch.cat((layer.keys, k), 1), torch.cat((layer.values, v), 1)
-        layer.pos = torch.cat((layer.pos, at.expand(self.heads, -1)), 1)
-        layer.sums = torch.cat((layer.sums, torch.zeros(self.heads, len(at))), 1)
-        layer.queries = torch.cat((layer.queries, q), 2)
-        logits = torch.einsum("hgtd,hmd->hgtm", q, layer.keys) * self.dim**-0.5
-        logits = logits.masked_fill(layer.pos[:, None, None] > at[:, None], -torch.inf)
-        if self.plan is not None and self.plan.method.observes:
-            rows = self._rows(index, 0)
-            layer.sums = layer.sums + self.plan.method.weigh(logits, rows, at).sum((1, 2))
-        out = torch.einsum("hgtm,hmd->thgd", logits.softmax(-1), layer.values)
-        return a.o_proj(out.flatten(1))
+        self.queries[index] = torch.cat((self.queries[index], q), 2)
+        outs = []
+        for h, head in enumerate(self.layers[index]):
+            head.keys, head.values = torch.cat((head.keys, k[h])), torch.cat((head.values, v[h]))
+            head.pos = torch.cat((head.pos, at))
+            head.sums = torch.cat((head.sums, torch.zeros(len(at))))
+            logits = (q[h] @ head.keys.T) * self.dim**-0.5
+            logits = logits.masked_fill(head.pos > at[:, None], -torch.inf)
+            if self.plan is not None and self.plan.method.observes:
+                weight = self.plan.method.weigh(logits[None], self._rows(index, [h], 0), at)
+                head.sums = head.sums + weight[0].sum((0, 1))
+            outs.append(logits.softmax(-1) @ head.values)
+        return a.o_proj(torch.stack(outs).permute(2, 0, 1, 3).flatten(1))
 
-    def _rows(self, index: int, keep: int) -> Rows:
-        layer, plan = self.layers[index], self.plan
+    def _rows(self, index: int, heads: Sequence[int], keep: int) -> Rows:
+        plan, mine = self.plan, [self.layers[index][h] for h in heads]
         assert plan is not None
-        window = plan.method.window
+        window, first = plan.method.window, heads[0]
+        queries = self.queries[index][first : first + len(heads)]
         return Rows(
-            pos=layer.pos, length=self.length, prompt=plan.prompt, keep=keep, layer=index, layers=len(self.layers),
-            scale=self.dim**-0.5, rope=self.rope, read_keys=lambda: layer.keys, read_values=lambda: layer.values,
-            queries=layer.queries[:, :, -window:] if window else None, sums=layer.sums,
+            pos=torch.stack([head.pos for head in mine]), length=self.length, prompt=plan.prompt, keep=keep,
+            layer=index, layers=len(self.layers), first_head=first, scale=self.dim**-0.5, rope=self.rope,
+            read_keys=lambda: torch.stack([head.keys for head in mine]),
+            read_values=lambda: torch.stack([head.values for head in mine]),
+            queries=queries[:, :, -window:] if window else None, sums=torch.stack([head.sums for head in mine]),
         )  # fmt: skip
 
-    def _event(self, chosen: list[Tensor] | None) -> None:
+    def _event(self, index: int, chosen: list[list[Tensor]]) -> None:
         if self.plan is None or not self.evicts:
             return
-        start = self.plan.window(self.tier).start(self.length)
-        if start <= self.start:
+        place, plan = self.places[index], self.plan
+        start = plan.window(place.tier).start(self.length)
+        if start <= self.starts[index]:
             return
-        self.start = start
+        self.starts[index] = start
+        whole = place.whole if plan.method.retrieval else ()
+        ragged = plan.per_head or any(p.whole for p in self.places if p.tier == place.tier and plan.method.retrieval)
+        score, keep = self._unequal(index, start, whole) if ragged else self._equal(index, start)
+        theirs = chosen.pop(0)
+        for h, head in enumerate(self.layers[index]):
+            if h in whole:
+                assert torch.equal(theirs[h], head.pos)
+                continue
+            mask = keep_mask(score[h][None], head.pos[None], keep[h], self.length, plan.sinks, plan.recent)[0]
+            head.take(self._follow(score[h], head.pos, mask.nonzero().flatten(), theirs[h]))
+
+    def _equal(self, index: int, start: int) -> tuple[Sequence[Tensor], list[int]]:
         keep = self.length - start
-        theirs = None if chosen is None else chosen.pop(0)
-        for index, layer in enumerate(self.layers):
-            score = self.plan.method.score(self._rows(index, keep))
-            mask = keep_mask(score, layer.pos, keep, self.length, self.plan.sinks, self.plan.recent)
-            order = [row.nonzero().flatten() for row in mask]
-            if theirs is not None:
-                order = [self._follow(score[h], layer.pos[h], o, theirs[index, h]) for h, o in enumerate(order)]
-            for name in ("pos", "keys", "values", "sums"):
-                rows = getattr(layer, name)
-                setattr(layer, name, torch.stack([rows[h, picked] for h, picked in enumerate(order)]))
+        assert self.plan is not None
+        return self.plan.method.score(self._rows(index, range(self.heads), keep)).unbind(), [keep] * self.heads
+
+    def _unequal(self, index: int, start: int, whole: Sequence[int]) -> tuple[list[Tensor], list[int]]:
+        """Scores and rows of each head: whole blocks, and the newest page, which everyone keeps."""
+        plan, block, heads = self.plan, self.places[index].tier.block, self.layers[index]
+        assert plan is not None
+        tail = self.length % block
+        old = [(len(head.pos) - tail) // block for head in heads]  # blocks of each head
+        total = (self.length // block - start // block) * self.heads - sum(old[h] for h in whole)
+        others = [h for h in range(self.heads) if h not in whole]
+        score = [torch.zeros(len(head.pos)) for head in heads]
+        for h in others:
+            score[h] = plan.method.score(self._rows(index, [h], total // len(others) * block + tail))[0].clone()
+            score[h][len(score[h]) - tail :] = torch.inf
+        if plan.per_head:
+            most = max(old)
+            pos = torch.stack(
+                [
+                    torch.nn.functional.pad(heads[h].pos[: old[h] * block], (0, (most - old[h]) * block), value=-1)
+                    for h in others
+                ]
+            )
+            padded = torch.stack(
+                [
+                    torch.nn.functional.pad(score[h][: old[h] * block], (0, (most - old[h]) * block), value=-torch.inf)
+                    for h in others
+                ]
+            )
+            kept = (pos >= 0) & ((pos < plan.sinks) | (pos >= self.length - plan.recent))
+            shares = blocks_per_head(padded, kept, total, block).tolist()
+        else:
+            shares = [total // len(others) + (i < total % len(others)) for i in range(len(others))]
+        counts = dict(zip(others, shares, strict=True))
+        counts = {h: min(n, old[h]) for h, n in counts.items()}
+        for h in others:
+            counts[h] += min(total - sum(counts.values()), old[h] - counts[h])
+        return score, [counts.get(h, old[h]) * block + tail for h in range(self.heads)]
 
     def _follow(self, score: Tensor, pos: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
         """The engine's choice, which may differ from ours in rows that score alike and in no others."""
         other = torch.isin(pos, theirs).nonzero().flatten()
-        assert len(other) == len(mine), "a head kept another number of rows"
+        assert len(other) == len(mine) == len(theirs), "a head kept another number of rows"
         only_mine, only_theirs = mine[~torch.isin(mine, other)], other[~torch.isin(other, mine)]
         if len(only_mine):
             self.flips += len(only_mine)

@@ -1,0 +1,117 @@
+"""Runs requests on an engine, notes what it did, and asks the reference the same."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+from vllm import SamplingParams
+
+from thriftree.plugins.engine.kv.cached import CachedRows
+from thriftree.plugins.engine.kv.ragged import RaggedRows
+
+from ..engines import Ask, Engine
+from .reference import Place, Reference
+
+TOP = 5
+
+
+def head_file(path: Path, kv_heads: int = 2, layers: int = 4, dim: int = 32) -> str:
+    """A head file for a tiny Llama: head 0 of layer 1, and head 1 of layer 3."""
+    induction = [[0.9 if (layer, head) == (1, 0) else 0.0 for head in range(kv_heads)] for layer in range(layers)]
+    echo = [[0.9 if (layer, head) == (3, 1) else 0.0 for head in range(kv_heads)] for layer in range(layers)]
+    mark = {"model_type": "llama", "layers": layers, "kv_heads": kv_heads, "head_dim": dim}
+    data = {"version": 1, "model": "tiny", "fingerprint": mark, "induction": induction, "echo": echo}
+    path.write_text(json.dumps({**data, "tokens": 8, "repeats": 4, "seed": 0}))
+    return str(path)
+
+
+def asking(kv: Any, speculation: Any = "off", tokens: int = 70) -> SamplingParams:
+    contract = {"kv": kv, "speculation": speculation}
+    return SamplingParams(
+        temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=TOP, extra_args={"thriftree": contract}
+    )
+
+
+def prompts(*lengths: int, seed: int = 1) -> list[list[int]]:
+    chance = random.Random(seed)
+    return [[chance.randrange(256) for _ in range(length)] for length in lengths]
+
+
+class Recorder:
+    """The schedule of a run: how many rows each request got in each step, without drafts; and what events kept."""
+
+    def __init__(self, running: Engine, patch: pytest.MonkeyPatch) -> None:
+        self.chunks: dict[str, list[int]] = {}
+        self.kept: dict[str, dict[int, list[list[Tensor]]]] = {}  # request -> layer -> events -> heads
+        runner, scheduler = running.runner, running.scheduler
+        stock = scheduler.update_from_output
+
+        def update(output: Any, *args: Any) -> Any:
+            before = {name: scheduler.requests[name].num_computed_tokens for name in output.num_scheduled_tokens}
+            rows = output.num_scheduled_tokens
+            begun = {name: before[name] - rows[name] for name in rows}
+            requests = {name: scheduler.requests[name] for name in rows}
+            done = stock(output, *args)
+            for name, request in requests.items():
+                self.chunks.setdefault(name, []).append(request.num_computed_tokens - begun[name])
+            return done
+
+        patch.setattr(scheduler, "update_from_output", update)
+        for kind in (CachedRows, RaggedRows):
+            patch.setattr(kind, "compact", self._noting(kind.compact, runner))
+
+    def _noting(self, stock: Any, runner: Any) -> Any:
+        def compact(rows: Any, *args: Any) -> int:
+            dropped: int = stock(rows, *args)
+            if dropped:
+                name = next(n for n, cache in runner._caches.items() if rows in cache.groups)
+                for number, index in enumerate(rows.group.indices):
+                    heads = [pos.sort().values for pos in rows._pos[number]]
+                    self.kept.setdefault(name, {}).setdefault(index, []).append(heads)
+            return dropped
+
+        return compact
+
+    def of(self, number: int) -> tuple[list[int], dict[int, list[list[Tensor]]]]:
+        """Chunks and kept rows of request `number`."""
+        name = next(name for name in self.chunks if name.partition("-")[0] == f"r{number}")
+        return self.chunks[name], self.kept.get(name, {})
+
+
+def places(running: Engine) -> list[Place]:
+    """What the engine says of each layer."""
+    found = {}
+    for group in running.runner._layers():
+        for index, whole in zip(group.indices, group.retrieval, strict=True):
+            found[index] = Place(group.tier, whole)
+    return [found[index] for index in sorted(found)]
+
+
+def replay(model: Any, running: Engine, record: Any, ask: Ask, answer: Any, evicts: bool = True) -> tuple[float, int]:
+    """Largest difference of a log-probability of the engine's top tokens (inf where the greedy token differs), and the
+    number of rows that were kept for others that score alike."""
+    chunks, kept = record
+    plan = running.runner.compression.plan(ask.params, len(ask.prompt))
+    reference = Reference(model, plan, places(running), evicts)
+    chosen = [list(kept.get(index, ())) for index in range(len(reference.layers))]
+    text, worst = [*ask.prompt, *answer.tokens[0]], 0.0
+    hit = len(text) - 1 - sum(chunks)  # tokens that came from the prefix cache
+    done = 0
+    for rows in [hit, *chunks] if hit else chunks:
+        said = reference.step(text[done : done + rows], chosen)
+        for row in range(rows):
+            emitted = done + row + 1 - len(ask.prompt)
+            if emitted < 0:
+                continue
+            if int(said[row].argmax()) != answer.tokens[0][emitted]:
+                return float("inf"), reference.flips
+            entries = answer.logprobs[0][emitted].items()
+            worst = max(worst, *(abs(float(said[row, token]) - p) for token, p in entries))
+        done += rows
+    assert done == len(text) - 1
+    return worst, reference.flips
