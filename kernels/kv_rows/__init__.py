@@ -7,14 +7,15 @@ the same numbers. `isa` is vLLM's name for the layout of its CPU cache, or ``row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
-from thriftree.kernels.kv_rows import cpu, grid, reference
+from thriftree.kernels.kv_rows import cpu, cpu_sums, grid, reference
 from thriftree.kernels.kv_rows.reference import cells
 
-__all__ = ["Mover", "backend", "cells", "move", "read"]
+__all__ = ["Mover", "backend", "cells", "column_sums", "decode_attention", "logits", "move", "read"]
 
 
 def backend(device: str = "cpu") -> str:
@@ -106,3 +107,82 @@ def move(
 ) -> None:
     """`Mover` for one call."""
     Mover(key_caches, value_caches, isa)(sources, destinations, offsets)
+
+
+def column_sums(q: Tensor, k: Tensor, pos: Tensor, q_pos: Tensor, scale: float, *, mean: bool = False) -> Tensor:
+    """Attention probabilities of some queries on the cached rows, added up over the queries.
+
+    Args:
+        q: ``[H, G, W, D]`` rotated queries; `G` query heads share a KV head.
+        k: ``[H, M, D]`` cached keys, of the same dtype. What a row that no query sees holds is never used.
+        pos: ``[H, M]`` positions of the rows, in any order.
+        q_pos: ``[W]`` positions of the queries; a query sees rows up to its own position.
+        scale: of the logits.
+        mean: divide by ``W * G``.
+
+    Returns:
+        ``[H, M]`` float32. A query that sees no row adds nothing.
+    """
+    sums = _sums(q, k, pos, q_pos, scale)
+    return sums / max(1, q.shape[1] * q.shape[2]) if mean else sums
+
+
+def _sums(q: Tensor, k: Tensor, pos: Tensor, q_pos: Tensor, scale: float) -> Tensor:
+    chosen = backend(q.device.type)
+    heads, _, queries, dim = q.shape
+    if q.dtype != k.dtype or k.shape != (*pos.shape, dim) or k.shape[0] != heads or q_pos.shape != (queries,):
+        shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, pos, q_pos))
+        raise ValueError(f"queries {q.dtype}, keys {k.dtype} and their positions do not fit: {shapes}")
+    if not q.numel() or not k.numel():
+        return torch.zeros(pos.shape, device=q.device)
+    if chosen == "triton":
+        from thriftree.kernels.kv_rows import triton_window
+
+        return triton_window.column_sums(q, k, pos, q_pos, scale)
+    if chosen == "c" and q.dtype in cpu_sums.TYPES:
+        return cpu_sums.column_sums(q, k, pos, q_pos, scale)
+    return reference.column_sums(q, k, pos, q_pos, scale)
+
+
+def logits(
+    q: Tensor, k: Tensor, pos: Tensor, q_pos: Tensor, scale: float, most: int = reference.MOST
+) -> Iterator[tuple[slice, Tensor]]:
+    """For methods that weigh for themselves: the scaled logits of some queries at a time, at most `most` numbers.
+
+    Arguments as in `column_sums`.
+
+    Yields:
+        Which of the `W` queries, and their ``[H, G, w, M]`` float32; -inf where the row is younger than the query. The
+        caller may write into it.
+    """
+    return reference.logits(q, k, pos, q_pos, scale, most)
+
+
+def decode_attention(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    table: Tensor,
+    lens: Tensor,
+    scale: float,
+    *,
+    bias: Tensor | None = None,
+    isa: str | None = None,
+) -> Tensor:
+    """Attention of one query row per request over cached rows whose number differs from head to head.
+
+    Args:
+        q: ``[R, H, G, D]``.
+        table: ``[R, H, nb]`` head blocks.
+        lens: ``[R, H]`` rows of each head.
+        bias: ``[cells]`` of the cache, added to the scaled logit; -inf: the row is not looked at.
+
+    Returns:
+        ``[R, H, G, D]``; 0 where a head has no row to look at.
+    """
+    isa = isa or grid.default(q.device)
+    if backend(q.device.type) == "triton":
+        from thriftree.kernels.kv_rows import triton_decode
+
+        return triton_decode.decode_attention(q, key_cache, value_cache, table, lens, scale, bias=bias, isa=isa)
+    return reference.decode_attention(q, key_cache, value_cache, table, lens, scale, bias=bias, isa=isa)

@@ -14,7 +14,9 @@ from thriftree.kernels import build
 from thriftree.kernels.kv_rows import grid
 
 logger = logging.getLogger(__name__)
-LIBRARY = build.Library("kv_rows", sources=("kv_rows/cells.c",), headers=("simd.h",))
+LIBRARY = build.Library(
+    "kv_rows", sources=("kv_rows/cells.c", "kv_rows/scores.c"), headers=("tree_attention/gemm.h", "simd.h")
+)
 _STRIDES = ("block", "head", "token_outer", "token_inner", "outer", "inner")
 
 
@@ -58,7 +60,10 @@ def library() -> ctypes.PyDLL | None:
         logger.warning("thriftree: cached rows are read and moved by torch (slower): %s", error)
         return None
     loaded.thriftree_move.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    loaded.thriftree_read.argtypes = [ctypes.c_void_p]
+    for name in ("thriftree_read", "thriftree_sums_scratch", "thriftree_column_sums"):
+        getattr(loaded, name).argtypes = [ctypes.c_void_p]
+    loaded.thriftree_sums_scratch.restype = ctypes.c_int64
+    loaded.thriftree_column_sums.restype = None
     return loaded
 
 
