@@ -95,7 +95,7 @@ class Lab:
 
     def _forward(self, ids: Tensor, start: int, attend: hooked.Attention) -> Tensor:
         at = torch.arange(start, start + ids.shape[1])[None]
-        with torch.inference_mode(), hooked.hooked(attend):
+        with torch.no_grad(), hooked.hooked(attend):
             found: Tensor = self.model.get_decoder()(input_ids=ids, position_ids=at, use_cache=False).last_hidden_state
         return found
 
@@ -108,18 +108,20 @@ def _causal(call: Call) -> Tensor:
 
 def _attend(call: Call, prefix: Prefix, evicted: Evicted) -> Tensor:
     """Every query sees what its cache has kept, and the new rows up to itself."""
-    heads, new = call.key.shape[1], call.key.shape[2]
-    query = call.query.unflatten(1, (heads, -1)) * call.scale  # [C, H, G, T, D]
-    keep = evicted.keep[:, call.layer, :, None, None]
-    parts = [(query @ prefix.keys[call.layer][:, None].mT).masked_fill_(~keep, -torch.inf)]
-    future = torch.ones(new, new, dtype=torch.bool).triu(1)
-    parts.append((query @ call.key[:, :, None].mT).masked_fill_(future, -torch.inf))
+    (count, _, new, dim), heads, old = call.query.shape, call.key.shape[1], prefix.length
+    # [H, C, G * T, D]: all caches have the same rows, so one product per head does for all of them.
+    query = call.query.reshape(count, heads, -1, dim).transpose(0, 1) * call.scale
+    parts = [(query.reshape(heads, -1, dim) @ prefix.keys[call.layer].mT).view(heads, count, -1, old)]
+    parts[0].masked_fill_(~evicted.keep[:, call.layer].transpose(0, 1)[:, :, None], -torch.inf)
+    future = torch.ones(new, new, dtype=torch.bool).triu(1).repeat(query.shape[2] // new, 1)
+    own_keys, own_values = (x.transpose(0, 1) for x in (call.key, call.value))
+    parts.append((query @ own_keys.mT).masked_fill_(future, -torch.inf))
     if evicted.rows is not None:
-        key, value, weight = (x[:, call.layer] for x in evicted.rows)
-        parts.append(query @ key[:, :, None, :, None] + weight[:, :, None, None, None])
+        key, value, weight = (x[:, call.layer].transpose(0, 1) for x in evicted.rows)
+        parts.append(query @ key[..., None] + weight[:, :, None, None])
     seen = torch.cat(parts, dim=-1).softmax(dim=-1)
-    old = prefix.length
-    out = seen[..., :old] @ prefix.values[call.layer][:, None] + seen[..., old : old + new] @ call.value[:, :, None]
+    out = (seen[..., :old].reshape(heads, -1, old) @ prefix.values[call.layer]).view(query.shape)
+    out += seen[..., old : old + new] @ own_values
     if evicted.rows is not None:
-        out += seen[..., old + new :] * value[:, :, None, None]
-    return out.flatten(1, 2)
+        out += seen[..., old + new :] * value[:, :, None]
+    return out.transpose(0, 1).reshape(call.query.shape)

@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     add("--full", action="store_true", help="the long form: all policies, 120 questions, 24 texts (half an hour)")
     add("--model", help="a folder or a hub id (default: the default model)")
     add("--heads", type=Path, metavar="FILE", help="its head file (default: the shipped one)")
+    add("--candidates", action="store_true", help="instead: what the shipped setting was picked from")
     add("--policies", nargs="+", metavar="NAME", help="rows of the table (default: a choice; full: all)")
     add(
         "--keep", nargs="+", type=float, metavar="SHARE", default=list(rows.KEEP), help="budgets (default: %(default)s)"

@@ -50,6 +50,15 @@ class Policy:
         return registry.configure(self.method, self.options)
 
 
+class _Noted(Rows):
+    """Rows that note whether a score depends on the budget: most do not, and need not be worked out again."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "keep":
+            self.__dict__["read_budget"] = True
+        return super().__getattribute__(name)
+
+
 class Cache:
     """A prefix as methods see it; sums of attention are computed once for all that want the same."""
 
@@ -57,10 +66,21 @@ class Cache:
         self.lab, self.prefix = lab, prefix
         self.pos = torch.arange(prefix.length).expand(lab.shape.kv_heads, -1)
         self._sums: dict[tuple[Callable[..., Tensor], Method | None, int], list[Tensor]] = {}
+        self._scores: dict[tuple[Method, int, int], Tensor] = {}
+
+    def score(self, layer: int, method: Method, keep: int, seed: int) -> Tensor:
+        """``[H, N]``"""
+        if (found := self._scores.get((method, layer, seed))) is not None:
+            return found
+        rows = self.rows(layer, method, keep, seed)
+        score = method.score(rows)
+        if "read_budget" not in vars(rows):
+            self._scores[method, layer, seed] = score
+        return score
 
     def rows(self, layer: int, method: Method, keep: int, seed: int) -> Rows:
         prefix = self.prefix
-        made = Rows(
+        made = _Noted(
             pos=self.pos,
             length=prefix.length,
             prompt=prefix.length,
@@ -115,8 +135,8 @@ def evicted(policy: Policy, cache: Cache, keep: float, file: HeadFile) -> Evicte
 
 def _layer(policy: Policy, method: Method, cache: Cache, layer: int, budget: int, others: list[int]) -> Tensor:
     """``[len(others), N]``"""
-    rows = cache.rows(layer, method, budget, policy.seed)
-    score, pos, rest = method.score(rows)[others], cache.pos[others], cache.prefix.length
+    score, pos = cache.score(layer, method, budget, policy.seed)[others], cache.pos[others]
+    rest = cache.prefix.length
     if not policy.per_head:
         return keep_mask(score, pos, budget, rest, SINKS, RECENT)
     safe = (pos < SINKS) | (pos >= rest - RECENT)
@@ -149,25 +169,23 @@ def _left(whole: int, total: int, length: int, keep: float) -> int:
 def _budgets(method: Method, policy: Policy, whole: set[Head], cache: Cache, keep: float) -> list[int]:
     """Rows of each head that is not whole, by layer."""
     shape, length = cache.lab.shape, cache.prefix.length
+    others = [shape.kv_heads - sum(layer == of for of, _ in whole) for layer in range(shape.layers)]
     left = _left(len(whole), shape.layers * shape.kv_heads, length, keep)
     shares = [method.share(layer * _TIERS // shape.layers, _TIERS) for layer in range(shape.layers)]
-    made = spread(left * shape.layers, shares, min(SINKS + RECENT, left), length)
+    made = spread(left * sum(others), shares, others, min(SINKS + RECENT, left), length)
     first = shape.layers if policy.compensate is None else policy.compensate
     return [rows - (layer >= first and rows < length) for layer, rows in enumerate(made)]  # a row is a row
 
 
-def spread(total: int, shares: list[float], least: int, most: int) -> list[int]:
-    """`total` in proportion to `shares`, each part in [least, most]; the sum is at most `total`."""
-    parts, free = [0.0] * len(shares), set(range(len(shares)))
-    while free:
-        left = total - sum(parts[i] for i in range(len(shares)) if i not in free)
-        unit = left / (sum(shares[i] for i in free) or 1.0)
-        low = {i for i in free if shares[i] * unit < least}
-        out = low or {i for i in free if shares[i] * unit > most}
-        for i in out or free:
-            parts[i] = least if i in low else min(shares[i] * unit, most)
-        free -= out or free
-    return [int(part + 1e-9) for part in parts]
+def spread(total: int, shares: list[float], heads: list[int], least: int, most: int) -> list[int]:
+    """Rows of each of a layer's `heads`, in proportion to `shares` but within [least, most]; `total` at most in all."""
+    low, high = 0.0, most / min(shares)
+    for _ in range(60):  # the sum grows with the unit
+        unit = (low + high) / 2
+        parts = [min(max(share * unit, least), most) for share in shares]
+        fits = sum(part * count for part, count in zip(parts, heads, strict=True)) <= total
+        low, high = (unit, high) if fits else (low, unit)
+    return [int(min(max(share * low, least), most) + 1e-6) for share in shares]
 
 
 def _compensation(policy: Policy, cache: Cache, mask: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
