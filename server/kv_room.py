@@ -35,8 +35,9 @@ async def members(request: RequestInfo, terms: Terms, counter: PromptCounter | N
 def _apart(body: dict[str, Any]) -> list[dict[str, Any]]:
     """A body for each of its prompts: each has a cache of its own."""
     prompt = body.get("prompt")
-    many = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
-    return [{**body, "prompt": one} for one in prompt] if many else [body]
+    if not isinstance(prompt, list) or not prompt or isinstance(prompt[0], int):
+        return [body]
+    return [{**body, "prompt": one} for one in prompt]
 
 
 def _asked(body: dict[str, Any], route: Route) -> int | None:

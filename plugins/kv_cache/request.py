@@ -54,7 +54,7 @@ def default(terms: Terms) -> Resolved:
 
 def named(profile: str, terms: Terms, capped: bool = False) -> Resolved:
     """For a profile: `off` and `exact` leave the cache alone; `balanced` and `max` may compress, and do under a cap."""
-    asked = PROFILES[profile].kv if profile in PROFILES else "off"
+    asked: Any = PROFILES[profile].kv if profile in PROFILES else "off"
     if terms.reason is not None:
         return "off"
     if asked == "off" or asked.get("method", terms.method) in terms.missing:
@@ -101,7 +101,7 @@ def checked(asked: Any, terms: Terms) -> Resolved:
 
 def budget(kv: Mapping[str, Any], prompt: int, terms: Terms) -> int:
     """Tokens that a resolved request keeps per layer and head once its prompt has `prompt` tokens."""
-    asked = kv["budget"] if "budget" in kv else ceil(kv["keep"] * prompt)
+    asked: int = kv["budget"] if "budget" in kv else ceil(kv["keep"] * prompt)
     least = terms.least(kv["sinks"], kv["recent"])
     return max(least, asked if terms.max_tokens is None else min(asked, terms.max_tokens))
 
