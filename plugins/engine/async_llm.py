@@ -19,6 +19,7 @@ class ThriftAsyncLLM(AsyncLLM):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._reports: dict[str, tuple[Report, int]] = {}  # engine request id -> report, drafted so far
+        self._kv: dict[str, dict[str, int]] = {}  # engine request id -> what its cache had come to
         self._trees = uses_trees(self.vllm_config)
         self._show_metrics = self.vllm_config.observability_config.per_request_spec_decode_metrics != "none"
         processor = self.output_processor
@@ -51,6 +52,7 @@ class ThriftAsyncLLM(AsyncLLM):
         await super().abort(request_id, internal)
         for one in self._reports.keys() - self.output_processor.request_states.keys():
             del self._reports[one]
+            self._kv.pop(one, None)
 
     def _count(self, outputs: list[EngineCoreOutput]) -> None:
         """Each output with tokens is one forward pass of that request; what it holds beyond one token was drafted."""
@@ -58,10 +60,13 @@ class ThriftAsyncLLM(AsyncLLM):
             metrics = output.spec_decode_metrics
             if metrics is not None and not self._show_metrics:
                 output.spec_decode_metrics = None
+            counts = _taken(output)
             known = self._reports.get(output.request_id)
             if known is None:
                 continue
             report, drafted = known
+            if counts is not None:
+                self._count_kv(output.request_id, report, counts)
             tokens = len(output.new_token_ids)
             if tokens:
                 report.steps += 1
@@ -72,6 +77,24 @@ class ThriftAsyncLLM(AsyncLLM):
                 self._reports[output.request_id] = (report, metrics.num_draft_tokens)
             if output.finish_reason is not None:
                 del self._reports[output.request_id]
+                self._kv.pop(output.request_id, None)
+
+    def _count_kv(self, name: str, report: Report, counts: dict[str, int]) -> None:
+        """The engine says what a cache has come to so far; the report takes what is new."""
+        before = self._kv.get(name, {})
+        seen, kept, freed = (counts[part] - before.get(part, 0) for part in ("seen", "kept", "blocks"))
+        report.count_kv(seen, kept, seen - kept, freed)
+        self._kv[name] = counts
+
+
+def _taken(output: EngineCoreOutput) -> dict[str, int] | None:
+    """Our counts off an output: vLLM's answers show what is left there to their clients."""
+    given = output.kv_transfer_params
+    if not given or EXTRA_ARGS_KEY not in given:
+        return None
+    counts: dict[str, int] = given[EXTRA_ARGS_KEY]
+    output.kv_transfer_params = None
+    return counts
 
 
 def _attach(params: SamplingParams, contract: RequestContract) -> None:

@@ -49,6 +49,8 @@ class TreeProposer:
         self.row_budget = vllm_config.scheduler_config.max_num_batched_tokens
         self.pool = DrafterPool(self.options.memory_mib << 20, self.options.method)
         self.width = WidthController(WidthConfig(max_nodes=self.cap))
+        #: Levels that a request of that length may gain in a step, for reasons of the runner's.
+        self.levels: Callable[[str, int], int] = lambda request, length: self.max_model_len
         self._live: dict[str, Drafting] = {}
         self._rows: NDArray[np.int32] | None = None  # top tokens of every verified row of this step
         self._trees: Sequence[DraftTree] = ()
@@ -142,7 +144,8 @@ class TreeProposer:
         began = time.perf_counter()
         for i in drafting:
             one = batch[i]
-            nodes, depth = min(cap, one.max_nodes), one.room(self.max_model_len)
+            nodes = min(cap, one.max_nodes)
+            depth = min(one.room(self.max_model_len), self.levels(one.request, one.length))
             if nodes > 0 and depth > 0:
                 trees[i] = self.pool.propose(one.request, nodes, depth)
         self.width.learn_draft(len(drafting), time.perf_counter() - began)

@@ -16,12 +16,15 @@ def register() -> None:
     """Give an engine trees or compressed caches where it is asked to; others stay as they are. Safe to call twice."""
     from vllm.platforms import current_platform
     from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.input_processor import InputProcessor
 
     platform = type(current_platform)
     if not getattr(platform.check_and_update_config, "thriftree", False):
         _hook_config(platform)
     if not getattr(SamplingParams._validate_spec_decode, "thriftree", False):
         _lift_refusals(SamplingParams)
+    if not getattr(InputProcessor._validate_params, "thriftree", False):
+        _check_contracts(InputProcessor)
 
 
 def uses_trees(vllm_config: Any) -> bool:
@@ -61,22 +64,37 @@ def _wire(vllm_config: Any, trees: bool) -> None:
 
 def _lift_refusals(params: Any) -> None:
     """vLLM refuses min_p and logit_bias under any speculation; trees apply them as plain decoding does."""
-    from vllm.exceptions import VLLMValidationError
-
-    from thriftree.plugins.engine.drafting import check_contract
-
     stock = params._validate_spec_decode
 
     @functools.wraps(stock)
     def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
         if speculative_config is None or speculative_config.model != PROPOSER:
             stock(self, speculative_config)
-            return
-        if self.extra_args and EXTRA_ARGS_KEY in self.extra_args:
-            try:
-                check_contract(self.extra_args[EXTRA_ARGS_KEY])
-            except ValueError as error:
-                raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{EXTRA_ARGS_KEY}") from error
 
     _validate_spec_decode.thriftree = True  # type: ignore[attr-defined]
     params._validate_spec_decode = _validate_spec_decode
+
+
+def _check_contracts(processor: Any) -> None:
+    """A stock server's clients say in ``vllm_xargs`` what they want: what cannot be is their error, not the engine's."""
+    from vllm.exceptions import VLLMValidationError
+
+    from thriftree.plugins.engine.drafting import check_contract
+    from thriftree.plugins.engine.kv.support import terms_of
+
+    stock = processor._validate_params
+
+    @functools.wraps(stock)
+    def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        extra = getattr(params, "extra_args", None)
+        if extra and EXTRA_ARGS_KEY in extra:
+            terms = terms_of(self.vllm_config)
+            if terms.reason is None or uses_trees(self.vllm_config):
+                try:
+                    check_contract(extra[EXTRA_ARGS_KEY], terms)
+                except ValueError as error:
+                    raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{EXTRA_ARGS_KEY}") from error
+        return stock(self, params, *args, **kwargs)
+
+    _validate_params.thriftree = True  # type: ignore[attr-defined]
+    processor._validate_params = _validate_params

@@ -50,6 +50,8 @@ class TreeRunnerMixin(Base):
         with replaced(gpu_model_runner, "build_logitsprocs", _all_processors):
             super().__init__(*args, **kwargs)
         self._commits: list[GroupCommit] = []
+        if isinstance(self, CompressingRunnerMixin):
+            self.proposer.levels = self._levels
 
     @property
     def proposer(self) -> TreeProposer:

@@ -28,6 +28,15 @@ class Window:
         gone = (length - self.budget) // self.block  # blocks that a compressed head gives up
         return gone * (self.heads - self.full) // self.heads * self.block
 
+    def next_event(self, length: int) -> int | None:
+        """The least length above `length` at which the window begins later than now; None: never again."""
+        if self.full >= self.heads:
+            return None
+        pages = self.start(length) // self.block + 1
+        gone = -(-pages * self.heads // (self.heads - self.full))
+        due = self.budget + gone * self.block
+        return max(due, self.prompt, length + 1) if self.defer else max(due, length + 1)
+
     def publishable(self) -> int:
         """Tokens at the front whose blocks are never rewritten before they are freed: other requests may share them.
 

@@ -133,7 +133,8 @@ def engine(model: str, trees: dict[str, Any] | None = None, **flags: Any) -> Ite
             "model": PROPOSER,
             "num_speculative_tokens": trees.get("max_nodes", 8),
         }
-        settings["additional_config"] = {"thriftree": {"speculation": trees}}
+        given = settings.get("additional_config", {}).get("thriftree", {})
+        settings["additional_config"] = {"thriftree": {**given, "speculation": trees}}
     with pytest.MonkeyPatch.context() as patch:
         # Which linear layers are ours is for a clock to say, and here all are: what is equal must be equal with them.
         patch.setattr(linear, "measure", lambda group: linear.ROWS[-1])

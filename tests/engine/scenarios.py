@@ -44,7 +44,7 @@ def asks(tokenizer: Any, *, number: int = 6, stagger: int = 0, **params: Any) ->
     out = []
     for i in range(number):
         given = {key: value(i) if callable(value) else value for key, value in params.items()}
-        settings = {"temperature": 0.0, "max_tokens": 48, **given}
+        settings = {"temperature": 0.0, "max_tokens": 32, **given}
         prompt = chat(tokenizer, QUESTIONS[i % len(QUESTIONS)])
         out.append(Ask(prompt, SamplingParams(**settings), arrives=i * stagger))
     return out
@@ -57,7 +57,7 @@ def greedy(tok: Any) -> list[Ask]:
 
 @scenario
 def one_at_a_time(tok: Any) -> list[Ask]:
-    return asks(tok, number=1, max_tokens=96)
+    return asks(tok, number=1, max_tokens=64)
 
 
 @scenario
@@ -113,22 +113,22 @@ def allowed_token_ids(tok: Any) -> list[Ask]:
 
 @scenario
 def min_tokens(tok: Any) -> list[Ask]:
-    return asks(tok, min_tokens=40, max_tokens=60)
+    return asks(tok, min_tokens=24, max_tokens=40)
 
 
 @scenario
 def ends_of_sequence(tok: Any) -> list[Ask]:
-    return asks(tok, number=8, max_tokens=200)
+    return asks(tok, number=8, max_tokens=120)
 
 
 @scenario
 def stop_strings(tok: Any) -> list[Ask]:
-    return asks(tok, stop=lambda i: [[" the", "\n\n"], [". "], ["ree tr"]][i % 3], max_tokens=96)
+    return asks(tok, stop=lambda i: [[" the", "\n\n"], [". "], ["ree tr"]][i % 3], max_tokens=64)
 
 
 @scenario
 def stop_token_ids(tok: Any) -> list[Ask]:
-    return asks(tok, stop_token_ids=tok.encode("."), max_tokens=96)
+    return asks(tok, stop_token_ids=tok.encode("."), max_tokens=64)
 
 
 @scenario
@@ -189,7 +189,7 @@ SCHEMA = {
 
 @scenario
 def json_grammar(tok: Any) -> list[Ask]:
-    return asks(tok, number=4, max_tokens=64, structured_outputs=lambda i: StructuredOutputsParams(json=SCHEMA))
+    return asks(tok, number=4, max_tokens=48, structured_outputs=lambda i: StructuredOutputsParams(json=SCHEMA))
 
 
 @scenario
@@ -207,8 +207,8 @@ def grammar_beside_free_text(tok: Any) -> list[Ask]:
 @scenario
 def same_prompts_again(tok: Any) -> list[Ask]:
     """Prefix-cache hits, on blocks that the tree path wrote: prompts are earlier prompts with their answers."""
-    first = asks(tok, number=4, max_tokens=150, ignore_eos=True)
-    return [*first, *(Ask(ask.prompt, ask.params, arrives=400) for ask in first)]
+    first = asks(tok, number=4, max_tokens=80, ignore_eos=True)
+    return [*first, *(Ask(ask.prompt, ask.params, arrives=100) for ask in first)]
 
 
 @scenario

@@ -83,6 +83,15 @@ class RequestCache:
                 rows.observe(number, blocks(g), length, queries, length - ring.unseen)
         ring.unseen = 0
 
+    def levels(self, length: int) -> int:
+        """Draft levels that a request of `length` tokens, the last not cached yet, may accept before its next event.
+
+        An event in the middle of a run would come later than without drafts, and might keep other rows.
+        """
+        computed = length - 1
+        due = [at for rows in self.groups if (at := rows.window.next_event(computed)) is not None]
+        return min(due) - length if due else length
+
     def compact(self, length: int, blocks: Blocks) -> None:
         """After a step that left `length` committed tokens in the cache."""
         due = [rows.window.start(length) > rows.start for rows in self.groups]

@@ -70,6 +70,10 @@ class CompressingRunnerMixin(Base):
                 self._caches[name] = RequestCache(plan, self._layers(), self.compression.rope(self.model), seed)
         return done
 
+    def _levels(self, name: str, length: int) -> int:
+        cache = self._caches.get(name)
+        return self.max_model_len if cache is None else cache.levels(length)
+
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         self._scheduled = num_scheduled_tokens
         self._drafts = scheduler_output.scheduled_spec_decode_tokens
