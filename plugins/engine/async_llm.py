@@ -84,6 +84,7 @@ class ThriftAsyncLLM(AsyncLLM):
         before = self._kv.get(name, {})
         seen, kept, freed = (counts[part] - before.get(part, 0) for part in ("seen", "kept", "blocks"))
         report.count_kv(seen, kept, seen - kept, freed)
+        report.exact = report.exact and not counts["touched"]
         self._kv[name] = counts
 
 

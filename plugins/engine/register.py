@@ -76,7 +76,7 @@ def _lift_refusals(params: Any) -> None:
 
 
 def _check_contracts(processor: Any) -> None:
-    """A stock server's clients say in ``vllm_xargs`` what they want: what cannot be is their error, not the engine's."""
+    """A stock server's clients say in ``vllm_xargs`` what they want; what cannot be is a 400."""
     from vllm.exceptions import VLLMValidationError
 
     from thriftree.plugins.engine.drafting import check_contract

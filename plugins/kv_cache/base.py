@@ -31,6 +31,9 @@ class Method:
     #: Heads of a head file keep everything; only the others are scored.
     retrieval: ClassVar[bool] = False
 
+    #: It drops nothing and chooses what the next steps read (`reading.ReadMethod`).
+    reads: ClassVar[bool] = False
+
     def score(self, rows: Rows) -> Tensor:
         """``[H, M]``; the highest stay. Ties are broken by age, the newer row stays."""
         raise NotImplementedError

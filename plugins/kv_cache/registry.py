@@ -30,6 +30,8 @@ _METHODS: dict[str, tuple[str, str]] = {
     "lagkv": ("lagkv", "LagKV"),
     "lacache": ("lacache", "LaCache"),
     "streaming_llm": ("streaming_llm", "StreamingLLM"),
+    "recycled_attention": ("recycled_attention", "RecycledAttention"),
+    "actqkv_like": ("actqkv_like", "ActqkvLike"),
     "random": ("random", "Random"),
     "stride": ("stride", "Stride"),
 }
@@ -47,6 +49,7 @@ class Description:
     observes: bool  # weighs every query row against the cached keys
     needs_rope: bool
     retrieval: bool  # needs a head file
+    reads: bool  # frees nothing: it reads less
     defer: bool  # compresses once the prompt is complete, unless the request says otherwise
     family: str = "kv"
     exact: bool = False
@@ -76,6 +79,7 @@ def describe(name: str) -> Description:
         observes=method.observes,
         needs_rope=method.needs_rope,
         retrieval=method.retrieval,
+        reads=method.reads,
         defer=method.defer,
         default=name == DEFAULT_METHOD,
     )

@@ -13,6 +13,7 @@ from thriftree.plugins.kv_cache.base import Method
 from thriftree.plugins.kv_cache.request import Terms, budget, checked
 from thriftree.plugins.kv_cache.window import Window
 
+_EVERYTHING = 1 << 40
 _SHARED = ("method", "budget", "keep", "sinks", "recent", "defer", "per_head")
 
 
@@ -42,10 +43,18 @@ class Plan:
 
     def window(self, tier: Tier) -> Window:
         """The window of this request in the layers of a tier."""
+        if self.method.reads:
+            return Window(_EVERYTHING, tier.block, self.prompt)
         share = self.method.share(tier.index, tier.tiers)
         rows = max(round(self.budget * share), self.sinks + self.recent + tier.block)
         full = tier.full if self.method.retrieval else 0
         return Window(rows, tier.block, self.prompt, self.defer, full, tier.heads)
+
+    def touched(self, tokens: int, tiers: Sequence[Tier]) -> bool:
+        """Whether a request with so many tokens cached may have got another answer than with a whole cache."""
+        if self.method.reads:
+            return tokens > self.prompt and tokens > self.budget
+        return any(self.window(tier).start(tokens) > 0 for tier in tiers)
 
     def publishable(self, tiers: Sequence[Tier]) -> int:
         """Tokens at the front that may be shared with other requests: in every tier, so that a hit is one length.
@@ -53,6 +62,8 @@ class Plan:
         A method that weighs the whole prompt's queries must compute them all, so it takes no hit (and gives none, for
         the sake of one rule).
         """
+        if self.method.reads:  # it computes the prompt as everybody does
+            return self.prompt
         return 0 if self.method.observes else min(self.window(tier).publishable() for tier in tiers)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from thriftree.kernels.tree_attention import prepare
 from thriftree.plugins.engine.kv.ragged import RaggedRows
+from thriftree.plugins.engine.kv.read import ReadRows
 from thriftree.plugins.speculative.tree import DraftTree
 from thriftree.plugins.speculative.walk import depths
 
@@ -25,7 +26,7 @@ from thriftree.plugins.speculative.walk import depths
 class RaggedRequest:
     """One ragged request of a step, in one group of layers."""
 
-    cache: RaggedRows
+    cache: RaggedRows | ReadRows
     blocks: Tensor  # its block ids
     computed: int  # tokens that are cached before this step
     first: int  # row of the step

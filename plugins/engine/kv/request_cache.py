@@ -10,7 +10,9 @@ from thriftree.plugins.engine.kv.cached import CachedRows
 from thriftree.plugins.engine.kv.groups import GroupLayers
 from thriftree.plugins.engine.kv.plan import Plan
 from thriftree.plugins.engine.kv.ragged import RaggedRows
+from thriftree.plugins.engine.kv.read import Reading, ReadRows
 from thriftree.plugins.engine.kv.ring import QueryRing
+from thriftree.plugins.kv_cache.reading import ReadMethod
 from thriftree.plugins.kv_cache.rows import Rope
 
 #: Block ids of the request in a KV cache group, from its first token on.
@@ -24,13 +26,19 @@ class RequestCache:
     def __init__(self, plan: Plan, groups: Sequence[GroupLayers], rope: Rope | None, seed: int) -> None:
         layers = sum(len(group.names) for group in groups)
         self.plan = plan
-        self.groups: list[CachedRows | RaggedRows] = []
+        self.groups: list[CachedRows | RaggedRows | ReadRows] = []
+        self._reading: Reading | None = None
         for group in groups:
+            if isinstance(plan.method, ReadMethod):
+                self.groups.append(ReadRows(plan, group, rope, seed, layers))
+                continue
             whole = group.retrieval if plan.method.retrieval else ((),) * len(group.names)
             if plan.per_head or any(whole):
                 self.groups.append(RaggedRows(plan, group, whole, rope, seed, layers))
             else:
                 self.groups.append(CachedRows(plan, group, rope, seed, layers))
+        if isinstance(plan.method, ReadMethod):
+            self._reading = Reading(plan.method, plan.prompt, self.groups)
         self._place = {name: (g, i) for g, group in enumerate(groups) for i, name in enumerate(group.names)}
         self._window = _UNSEEN if plan.method.observes else plan.method.window
         self._layers = layers
@@ -45,7 +53,7 @@ class RequestCache:
     def ragged(self, group: int) -> bool:
         """Whether heads differ in length in this group of layers, by now."""
         rows = self.groups[group]
-        return isinstance(rows, RaggedRows) and rows.ragged
+        return not isinstance(rows, CachedRows) and rows.ragged
 
     def queries_wanted(self, chunk: int) -> int:
         """Of a step with `chunk` rows before its drafts: how many of the newest ones' queries to keep."""
@@ -88,12 +96,18 @@ class RequestCache:
 
         An event in the middle of a run would come later than without drafts, and might keep other rows.
         """
+        if self._reading is not None:
+            return self._reading.levels(length)
         computed = length - 1
         due = [at for rows in self.groups if (at := rows.window.next_event(computed)) is not None]
         return min(due) - length if due else length
 
     def compact(self, length: int, blocks: Blocks) -> None:
         """After a step that left `length` committed tokens in the cache."""
+        if self._reading is not None:
+            if self.ring is not None:
+                self._reading.after(length, blocks, self.ring)
+            return
         due = [rows.window.start(length) > rows.start for rows in self.groups]
         if not any(due):
             return

@@ -25,6 +25,10 @@ class QueryRing:
         self.count = min(self.window, self.count + rows.shape[1])
         self.unseen = min(self.window, self.unseen + rows.shape[1])
 
+    def last(self, length: int) -> Tensor:
+        """``[L, heads, D]`` the newest, where `length` is the number of positions so far."""
+        return self._rows[:, (length - 1) % self.window].clone()
+
     def newest(self, layer: int, length: int, count: int, kv_heads: int) -> Tensor:
         """``[H, G, count, D]`` float32, oldest first, where `length` is the number of positions so far."""
         slots = torch.arange(length - count, length) % self.window

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from thriftree.plugins.engine.cpu_attention import TreeMetadataBuilder
+from thriftree.plugins.engine.kv.cached import CachedRows
 from thriftree.plugins.engine.kv.compression import Compression
 from thriftree.plugins.engine.kv.groups import GroupLayers
-from thriftree.plugins.engine.kv.ragged import RaggedRows
 from thriftree.plugins.engine.kv.ragged_step import RaggedRequest, RaggedStep
 from thriftree.plugins.engine.kv.request_cache import RequestCache
 from thriftree.plugins.engine.kv.step_rows import StepRows
@@ -128,7 +128,7 @@ class CompressingRunnerMixin(Base):
             if cache is not None and cache.ragged(group):
                 tree = as_tree(self._drafts.get(name, ()))
                 mine = cache.groups[group]
-                assert isinstance(mine, RaggedRows)
+                assert not isinstance(mine, CachedRows)
                 blocks = self._blocks(i, computed, group)
                 requests.append(RaggedRequest(mine, blocks, computed, first, rows - len(tree), tree))
             first += rows

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from thriftree.plugins.engine.kv.plan import Plan, Tier
 from thriftree.plugins.kv_cache.per_head import blocks_per_head
+from thriftree.plugins.kv_cache.reading import ReadMethod
 from thriftree.plugins.kv_cache.rows import Rope, Rows
 from thriftree.plugins.kv_cache.select import keep_mask
 
@@ -69,6 +70,8 @@ class Reference:
             self.layers.append([Head(none.long(), empty, empty, none) for _ in range(self.heads)])
         self.queries = [torch.empty(self.heads, self.group, 0, self.dim) for _ in self.places]
         self.starts = [0] * len(self.places)
+        self.reading: list[list[Tensor]] | None = None  # positions that each head of each layer reads, of the old ones
+        self.full_at, self.chose_by = 0, torch.empty(0)
 
     @torch.no_grad()
     def step(self, tokens: list[int], chosen: list[list[list[Tensor]]]) -> Tensor:
@@ -83,8 +86,12 @@ class Reference:
             x = x + self._attend(weights.self_attn, weights.input_layernorm(x), index, at)
             x = x + weights.mlp(weights.post_attention_layernorm(x))
         self.length += len(tokens)
-        for index in range(len(self.layers)):
-            self._event(index, chosen[index])
+        if self.plan is not None and isinstance(self.plan.method, ReadMethod):
+            if self.evicts:
+                self._choose(self.plan.method)
+        else:
+            for index in range(len(self.layers)):
+                self._event(index, chosen[index])
         return self.model.lm_head(body.norm(x)).float().log_softmax(-1)
 
     def _attend(self, a: Any, x: Tensor, index: int, at: Tensor) -> Tensor:
@@ -99,6 +106,9 @@ class Reference:
             head.sums = torch.cat((head.sums, torch.zeros(len(at))))
             logits = (q[h] @ head.keys.T) * self.dim**-0.5
             logits = logits.masked_fill(head.pos > at[:, None], -torch.inf)
+            if self.reading is not None:
+                old = head.pos < self.read_from
+                logits = logits.masked_fill(old & ~torch.isin(head.pos, self.reading[index][h]), -torch.inf)
             if self.plan is not None and self.plan.method.observes:
                 weight = self.plan.method.weigh(logits[None], self._rows(index, [h], 0), at)
                 head.sums = head.sums + weight[0].sum((0, 1))
@@ -117,6 +127,35 @@ class Reference:
             read_values=lambda: torch.stack([head.values for head in mine]),
             queries=queries[:, :, -window:] if window else None, sums=torch.stack([head.sums for head in mine]),
         )  # fmt: skip
+
+    def _choose(self, method: ReadMethod) -> None:
+        """What the next steps read: everything, or some blocks and the pages since."""
+        assert self.plan is not None
+        if self.length < self.plan.prompt:
+            return
+        query = torch.stack([queries[:, :, -1] for queries in self.queries])
+        if self.reading is not None:
+            since, every = self.length - self.full_at, method.checks()
+            if since >= method.stride - 1 or (every and since % every == 0 and method.stale(self.chose_by, query)):
+                self.reading = None
+            return
+        self.full_at, self.chose_by = self.length, query
+        block = self.places[0].tier.block
+        pages, most = self.length // block, self.plan.budget // block
+        if pages <= most:
+            return
+        self.reading, self.read_from = [], pages * block
+        forced = {*range(-(-self.plan.sinks // block))}
+        forced |= {p for p in range(pages) if (p + 1) * block > self.length - self.plan.recent}
+        for index in range(len(self.layers)):
+            score = method.score(self._rows(index, range(self.heads), self.plan.budget))
+            weight = torch.stack([score[:, p * block : (p + 1) * block].sum(1) for p in range(pages)], 1)
+            counts = method.blocks(weight, most).clamp(min=min(len(forced) + 1, pages)).tolist()
+            heads = []
+            for h, count in enumerate(counts):
+                rank = sorted(range(pages), key=lambda p: (p not in forced, -float(weight[h, p]), -p))
+                heads.append(torch.cat([torch.arange(p * block, (p + 1) * block) for p in rank[:count]]))
+            self.reading.append(heads)
 
     def _event(self, index: int, chosen: list[list[Tensor]]) -> None:
         if self.plan is None or not self.evicts:

@@ -20,6 +20,7 @@ NOISE = 1e-3  # of a log-probability; the engine's and torch's float32 sums diff
 RULES = [({"method": name, "defer": defer}) for name in registry.names() for defer in (True, False)]
 RULES += [{"method": name, "per_head": True} for name in ("keydiff", "observed", "razor_observed", "snapkv")]
 RULES += [{"method": "keydiff", "per_head": True, "defer": False}]
+RULES += [{"method": "recycled_attention", "check_every": every, "similarity": 0.3} for every in (0, 3)]
 
 
 @pytest.fixture(scope="module")
