@@ -60,7 +60,8 @@ def test_drafts_change_nothing(running: Engine, rule: dict[str, Any], monkeypatc
     wish = {"method": "suffix", "max_nodes": 16}
     asks = [Ask(text, asking(kv, wish, tokens=120), arrives=3 * i) for i, text in enumerate(texts)]
     ours = running.run(asks)
-    assert running.runner.proposer._accepted > accepted + 3, "no draft was accepted: equality would mean nothing"
+    gained = running.runner.proposer._accepted - accepted
+    assert gained > 20 or rule["method"] == "actqkv_like", "no draft was accepted: equality would mean nothing"
     assert [one.tokens for one in ours] == [one.tokens for one in plain]
     for i, (ask, answer) in enumerate(zip(asks, ours, strict=True)):
         worst, flips = replay(model, running, recorder.of(first + i), ask, answer)
