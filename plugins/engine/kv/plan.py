@@ -62,9 +62,10 @@ class Plan:
         A method that weighs the whole prompt's queries must compute them all, so it takes no hit (and gives none, for
         the sake of one rule).
         """
-        if self.method.reads:  # it computes the prompt as everybody does
-            return self.prompt
-        return 0 if self.method.observes else min(self.window(tier).publishable() for tier in tiers)
+        if self.method.observes:
+            return 0
+        whole = self.prompt if self.method.reads else min(self.window(tier).publishable() for tier in tiers)
+        return max(0, min(whole, self.prompt - self.method.window))  # the queries that it looks at are computed
 
 
 def plan_of(params: Any, prompt: int, terms: Terms) -> Plan | None:
