@@ -55,7 +55,9 @@ class CompressingKVCacheManager(KVCacheManager):
         self._starts.pop(name, None)
 
     def _shared(self, plan: Plan) -> int:
-        return plan.publishable(self._tiers)
+        """Whole blocks, in tokens."""
+        block = self._tiers[0].block
+        return plan.publishable(self._tiers) // block * block
 
     def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
         blocks, hit, boundary = super().get_computed_blocks(request)
