@@ -22,13 +22,13 @@ from thriftree.plugins.kv_cache.heads import HeadFile, shipped
 
 _PAGE = 150
 #: task -> cases in (short form, long form)
-_COUNTS = {"lookup": (5, 60), "passkey": (5, 60), "plays": (2, 12), "maths": (2, 12)}
+_COUNTS = {"lookup": (5, 50), "passkey": (5, 50), "plays": (2, 10), "maths": (2, 10)}
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="thriftree bench kv", description=__doc__)
     add = made.add_argument
-    add("--full", action="store_true", help="the long form: all policies, 120 questions, 24 texts (half an hour)")
+    add("--full", action="store_true", help="the long form: all policies, 100 questions, 20 texts (half an hour)")
     add("--model", help="a folder or a hub id (default: the default model)")
     add("--heads", type=Path, metavar="FILE", help="its head file (default: the shipped one)")
     add("--candidates", action="store_true", help="instead: what the shipped setting was picked from")

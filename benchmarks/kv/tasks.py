@@ -15,11 +15,13 @@ RETRIEVAL = ("lookup", "passkey")
 
 _DEV = 0.25  # of every file, in front: settings are picked on it, and nothing is reported from it
 _TOKENS = {"lookup": 540, "passkey": 500}
-_PREFIX, _NEXT = 768, 33  # of plays and maths
+_PREFIX, _NEXT = 768, 25  # of plays and maths
+# One token each for the default model, and nobody in the plays.
 _NAMES = [
-    "Anna", "Boris", "Carla", "David", "Elena", "Felix", "Greta", "Hugo", "Irene", "Jacob",
-    "Karin", "Lukas", "Maria", "Nadia", "Oscar", "Paula", "Quentin", "Rosa", "Simon",
-    "Tanja", "Ursula", "Viktor", "Wendy", "Xenia", "Yannick", "Zoe",
+    "Anna", "Alice", "Emma", "Sarah", "Sophie", "Julia", "Linda", "Karen", "Nancy",
+    "Lisa", "Betty", "Sandra", "Ruth", "Sharon", "Rachel", "Daniel", "David", "Michael",
+    "Joseph", "Charles", "Matthew", "Anthony", "Steven", "Andrew", "Kevin", "Brian",
+    "Jason", "Jacob", "Eric", "Patrick", "Dennis", "Nathan",
 ]  # fmt: skip
 
 Encode = Callable[[str], list[int]]
@@ -78,14 +80,14 @@ def _lookup(draw: random.Random, plays: list[str], encode: Encode) -> Case:
     facts = [f"The room number of {name} is {number}." for name, number in zip(names, numbers, strict=True)]
     asked = draw.randrange(5)
     context = _filled(draw, plays, facts, _TOKENS["lookup"], encode)
-    return Case("lookup", context, encode(f"\n\nThe room number of {names[asked]} is"), encode(f" {numbers[asked]}"))
+    return Case("lookup", context, encode(f"\nThe room number of {names[asked]} is"), encode(f" {numbers[asked]}"))
 
 
 def _passkey(draw: random.Random, plays: list[str], encode: Encode) -> Case:
     key = draw.randrange(10000, 100000)
     fact = f"The pass key is {key}. Remember it: {key} is the pass key."
     context = _filled(draw, plays, [fact], _TOKENS["passkey"], encode)
-    return Case("passkey", context, encode("\n\nWhat is the pass key? The pass key is"), encode(f" {key}"))
+    return Case("passkey", context, encode("\nThe pass key is"), encode(f" {key}"))
 
 
 def _filled(draw: random.Random, plays: list[str], facts: list[str], tokens: int, encode: Encode) -> list[int]:

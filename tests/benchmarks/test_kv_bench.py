@@ -172,9 +172,9 @@ def test_cases_are_the_same_for_everybody(task: str, monkeypatch: pytest.MonkeyP
             assert few == more[:2]
             text, question = bytes(case.context).decode(), bytes(case.question).decode()
             assert text.count(bytes(case.answer).decode().strip()) == (1 if task == "lookup" else 2)
-            assert question.split("\n")[-1].split("? ")[-1] in text or task == "passkey"
+            assert question.strip().lower() in text.lower()
         else:
-            assert len(case.context) == 768 and len(case.answer) == 33
+            assert len(case.context) == 768 and len(case.answer) == 25
 
 
 def test_splits_share_no_text() -> None:
