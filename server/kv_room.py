@@ -26,9 +26,9 @@ async def members(request: RequestInfo, terms: Terms, counter: PromptCounter | N
     asked = _asked(body, route)
     if room < 1 or (asked or 0) > room:
         answer = f" and an answer of {asked}" if asked else ""
-        how = terms.reason or "let it compress"
-        why = f"off, but a prompt of {prompt} tokens{answer} is above this server's cap of {terms.max_tokens} "
-        raise ContractError("thrift_forbidden", "thrift.kv", f"{why}tokens in its cache (--kv-max-tokens): {how}")
+        how = terms.reason or "let it drop some"
+        why = f"a prompt of {prompt} tokens{answer}, all kept, is above this server's cap of {terms.max_tokens} tokens"
+        raise ContractError("thrift_forbidden", "thrift.kv", f"{why} (--kv-max-tokens): {how}")
     return {} if asked is not None else {route.limits[0]: room}
 
 

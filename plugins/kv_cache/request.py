@@ -93,10 +93,15 @@ def checked(asked: Any, terms: Terms) -> Resolved:
         **_size(asked, sinks, recent, terms),
         "sinks": sinks,
         "recent": recent,
-        "defer": _flag(asked, "defer", _defers(method)),
+        "defer": _flag(asked, "defer", _described(method).defer),
         "per_head": _flag(asked, "per_head", False),
         **own,
     }
+
+
+def whole(kv: Resolved) -> bool:
+    """Whether such a request keeps all of its cache: nothing is dropped, or only less of it is read."""
+    return isinstance(kv, str) or _described(kv["method"]).reads
 
 
 def budget(kv: Mapping[str, Any], prompt: int, terms: Terms) -> int:
@@ -207,5 +212,5 @@ def _defaults(method: str, layers: int | None) -> dict[str, Any]:
 
 
 @lru_cache
-def _defers(method: str) -> bool:
-    return registry.describe(method).defer
+def _described(method: str) -> registry.Description:
+    return registry.describe(method)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from thriftree.plugins.engine.contract_var import CURRENT, Report, RequestContract
+from thriftree.plugins.kv_cache.request import whole
 from thriftree.server import kv_room
 from thriftree.server.body import amended
 from thriftree.server.contract import Capabilities, method_of
@@ -43,7 +44,7 @@ class Contract:
         assert request.body is not None  # `body_limit` is above
         can = self.capabilities()
         thrift = resolve_for(await request.body.field("thrift"), can, request.principal.caps)
-        if thrift["kv"] == "off" and can.kv.max_tokens is not None:
+        if can.kv.max_tokens is not None and whole(thrift["kv"]):
             scope = await amended(scope, request.body, await kv_room.members(request, can.kv, self.counter()))
         method = request.report.method = method_of(thrift)
         request.report.kv_method = method_of(thrift, "kv")

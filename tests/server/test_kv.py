@@ -15,6 +15,7 @@ from tests.server.layers import BEARER, keyring, stack
 from thriftree.plugins.engine.contract_var import CURRENT
 from thriftree.plugins.kv_cache.request import Terms
 from thriftree.server.commands import methods_command
+from thriftree.server.keys.limits import caps_of
 from thriftree.server.principal import Caps
 from thriftree.server.status.counts import totals
 
@@ -104,6 +105,12 @@ async def test_a_key_without_kv_methods(gateway: Gateway) -> None:
     assert (await call(app, "POST", CHAT, {"thrift": {"kv": "off"}}, headers=BEARER)).status == 200
 
 
+def test_keys_may_be_limited_to_methods_of_any_family() -> None:
+    assert caps_of({"methods": ["suffix", "snapkv"]}).methods == ("suffix", "snapkv")
+    with pytest.raises(ValueError, match="methods: unknown name 'snapkw'"):
+        caps_of({"methods": ["snapkw"]})
+
+
 # ---- under a server's cap
 
 CAPPED = replace(TERMS, max_tokens=100)
@@ -138,6 +145,14 @@ async def test_off_is_held_to_the_cap_by_its_length(
     else:
         assert answer.status == 200
         assert json.loads(engine.seen[0]) == body | OFF | added
+
+
+async def test_a_method_that_only_reads_less_is_held_to_it_too(gateway: Gateway) -> None:
+    reading = {"thrift": {"kv": {"method": "recycled_attention", "budget": 64}}}
+    answer, engine, _ = await ask(gateway, {"prompt": IDS * 2, "max_tokens": 1} | reading, CAPPED, TEXT)
+    assert (answer.status, answer.json["error"]["param"], engine.seen) == (400, "thrift.kv", [])
+    answer, engine, _ = await ask(gateway, {"prompt": IDS, "max_tokens": 1} | reading, CAPPED, TEXT)
+    assert answer.status == 200 and engine.contracts[0].thrift["kv"]["method"] == "recycled_attention"
 
 
 @pytest.mark.parametrize("value", ["512", 512.0, True])

@@ -104,6 +104,10 @@ class KVOptions:
             method = registry.DEFAULT_METHOD if registry.DEFAULT_METHOD not in missing else _WITHOUT_HEADS
         elif method in missing:
             raise ValueError(f"--kv-method {method}: {missing[method]}")
+        if self.max_tokens is not None and registry.describe(method).reads:
+            raise ValueError(
+                f"--kv-method {method}: it drops nothing, which --kv-max-tokens needs of the default method"
+            )
         terms = Terms(None, missing, method, float(self.keep), block, layers, self.max_tokens)
         if self.max_tokens is not None and self.max_tokens < terms.least():
             raise ValueError(f"--kv-max-tokens {self.max_tokens}: must be at least {terms.least()} on this engine")

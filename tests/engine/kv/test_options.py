@@ -95,6 +95,12 @@ def test_a_cap_has_room_for_a_block() -> None:
         of(max_tokens=163).terms(None, {}, 128)
 
 
+def test_a_default_method_that_drops_nothing_cannot_hold_a_cap() -> None:
+    assert of(method="recycled_attention").terms(None, {}, 16).method == "recycled_attention"
+    with pytest.raises(ValueError, match=r"--kv-method recycled_attention: .*--kv-max-tokens"):
+        of(method="recycled_attention", max_tokens=4096).terms(None, {}, 16)
+
+
 def args(**given: Any) -> argparse.Namespace:
     return argparse.Namespace(
         **{"speculative_config": None, "additional_config": None, "async_scheduling": None, **given}

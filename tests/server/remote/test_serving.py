@@ -51,6 +51,7 @@ def test_flags_of_a_gateway() -> None:
         (["--ssl-certfile", "/nowhere.pem"], "/nowhere.pem"),
         (["--thrift", "exact"], "thrift"),
         (["--speculation-max-nodes", "8"], "speculation"),
+        (["--kv-compression", "on"], "setting kv"),
     ],
 )
 def test_what_is_not_for_a_gateway_is_named(words: Sequence[str], named: str) -> None:
