@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,17 +17,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thriftree.kernels.tree_attention import prepare
-from thriftree.plugins.engine.kv.ragged import RaggedRows
-from thriftree.plugins.engine.kv.read import ReadRows
 from thriftree.plugins.speculative.tree import DraftTree
 from thriftree.plugins.speculative.walk import depths
+
+
+class HeadTables(Protocol):
+    """What each head of a request reads, beside the step's own rows."""
+
+    def tables(self, blocks: Tensor) -> Tensor:
+        """``[L, H, W]`` head blocks, in order, for block ids ``[nb]`` of the request."""
+
+    def lengths(self, computed: int) -> Tensor:
+        """``[L, H]`` rows in them, where `computed` tokens have been computed."""
 
 
 @dataclass(frozen=True)
 class RaggedRequest:
     """One ragged request of a step, in one group of layers."""
 
-    cache: RaggedRows | ReadRows
+    cache: HeadTables
     blocks: Tensor  # its block ids
     computed: int  # tokens that are cached before this step
     first: int  # row of the step

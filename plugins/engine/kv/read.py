@@ -22,11 +22,9 @@ from thriftree.plugins.kv_cache.select import keep_mask
 class ReadRows:
     """What the next steps of one request read in one group of layers."""
 
-    start = 0  # nothing ever leaves
-
     def __init__(self, plan: Plan, group: GroupLayers, rope: Rope | None, seed: int, layers: int) -> None:
         self.plan, self.group = plan, group
-        self._fixed = {"prompt": plan.prompt, "layers": layers, "rope": rope, "seed": seed, "keep": plan.budget}
+        self.rope, self.seed, self.layers = rope, seed, layers
         self._page = 0  # first page that is read whole
         self._chosen: Tensor | None = None  # [L, H, most] page numbers, in order; None: the next step reads everything
         self._counts = torch.empty(0)
@@ -88,7 +86,11 @@ class ReadRows:
             read_keys=lambda: group.read(layer, table, length, keys=True),
             read_values=lambda: group.read(layer, table, length, keys=False),
             queries=ring.newest(index, length, min(ring.count, self.plan.method.window), heads),
-            **self._fixed,
+            prompt=self.plan.prompt,
+            keep=self.plan.budget,
+            layers=self.layers,
+            rope=self.rope,
+            seed=self.seed,
         )
 
 

@@ -1,8 +1,10 @@
-"""Everything that a worker keeps of one compressed request."""
+"""Everything that a worker keeps of one request whose cache is not plain: what it drops, or what it reads."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -10,8 +12,10 @@ from thriftree.plugins.engine.kv.cached import CachedRows
 from thriftree.plugins.engine.kv.groups import GroupLayers
 from thriftree.plugins.engine.kv.plan import Plan
 from thriftree.plugins.engine.kv.ragged import RaggedRows
+from thriftree.plugins.engine.kv.ragged_step import HeadTables
 from thriftree.plugins.engine.kv.read import Reading, ReadRows
 from thriftree.plugins.engine.kv.ring import QueryRing
+from thriftree.plugins.engine.kv.step_rows import Observer
 from thriftree.plugins.kv_cache.reading import ReadMethod
 from thriftree.plugins.kv_cache.rows import Rope
 
@@ -20,49 +24,105 @@ Blocks = Callable[[int], Tensor]
 _UNSEEN = 64  # queries that wait, at most, until a method that adds up has seen them
 
 
-class RequestCache:
+class RequestCache(ABC):
     """All groups of layers of one request."""
 
-    def __init__(self, plan: Plan, groups: Sequence[GroupLayers], rope: Rope | None, seed: int) -> None:
-        layers = sum(len(group.names) for group in groups)
+    def __init__(self, plan: Plan, layers: int, window: int) -> None:
         self.plan = plan
-        self.groups: list[CachedRows | RaggedRows | ReadRows] = []
-        self._reading: Reading | None = None
-        for group in groups:
-            if isinstance(plan.method, ReadMethod):
-                self.groups.append(ReadRows(plan, group, rope, seed, layers))
-                continue
-            whole = group.retrieval if plan.method.retrieval else ((),) * len(group.names)
-            if plan.per_head or any(whole):
-                self.groups.append(RaggedRows(plan, group, whole, rope, seed, layers))
-            else:
-                self.groups.append(CachedRows(plan, group, rope, seed, layers))
-        if isinstance(plan.method, ReadMethod):
-            self._reading = Reading(plan.method, plan.prompt, self.groups)
-        self._place = {name: (g, i) for g, group in enumerate(groups) for i, name in enumerate(group.names)}
-        self._window = _UNSEEN if plan.method.observes else plan.method.window
-        self._layers = layers
         self.ring: QueryRing | None = None
-        self.dropped = 0
+        self._layers, self._window = layers, window
 
     @property
+    @abstractmethod
     def starts(self) -> list[int]:
         """Where the window begins in each group, in tokens."""
-        return [rows.start for rows in self.groups]
 
-    def ragged(self, group: int) -> bool:
-        """Whether heads differ in length in this group of layers, by now."""
-        rows = self.groups[group]
-        return not isinstance(rows, CachedRows) and rows.ragged
+    @abstractmethod
+    def apart(self, group: int) -> HeadTables | None:
+        """What the heads of a group of layers read in the next step, where that is not in the regular table."""
+
+    @abstractmethod
+    def levels(self, length: int) -> int:
+        """Draft levels that a request of `length` tokens, the last not cached yet, may accept in the next step.
+
+        An event in the middle of a run would come later than without drafts, and might keep other rows.
+        """
+
+    @abstractmethod
+    def compact(self, length: int, blocks: Blocks) -> None:
+        """After a step that left `length` committed tokens in the cache."""
 
     def queries_wanted(self, chunk: int) -> int:
         """Of a step with `chunk` rows before its drafts: how many of the newest ones' queries to keep."""
-        if self.plan.method.observes:
-            return chunk if chunk == 1 else 0  # longer chunks are weighed as they pass
         return min(chunk, self._window)
 
-    def observe(self, blocks: Blocks, computed: int, layer: str, queries: Tensor) -> None:
-        """Weigh a chunk's queries ``[T, heads, D]`` of the positions from `computed` on, in one layer."""
+    def observer(self, chunk: int, computed: int, blocks: Blocks) -> Observer | None:
+        """Who weighs the queries of a chunk as they pass, of the positions from `computed` on."""
+        return None
+
+    def see(self, queries: Tensor, position: int, blocks: Blocks) -> None:
+        """Keep query rows ``[layers, n, heads, D]`` of the positions from `position` on."""
+        if self.ring is None:
+            heads, dim = queries.shape[2:]
+            self.ring = QueryRing(self._layers, self._window, heads, dim, queries.dtype)
+        self.ring.append(queries, position)
+
+
+class ReadingCache(RequestCache):
+    """Nothing is dropped; steps read less."""
+
+    def __init__(self, plan: Plan, groups: Sequence[ReadRows], layers: int) -> None:
+        super().__init__(plan, layers, plan.method.window)
+        assert isinstance(plan.method, ReadMethod)
+        self.groups = groups
+        self._reading = Reading(plan.method, plan.prompt, groups)
+
+    @property
+    def starts(self) -> list[int]:
+        return [0] * len(self.groups)
+
+    def apart(self, group: int) -> HeadTables | None:
+        rows = self.groups[group]
+        return rows if rows.ragged else None
+
+    def levels(self, length: int) -> int:
+        return self._reading.levels(length)
+
+    def compact(self, length: int, blocks: Blocks) -> None:
+        if self.ring is not None:
+            self._reading.after(length, blocks, self.ring)
+
+
+class DroppingCache(RequestCache):
+    """Rows are dropped as the windows move on."""
+
+    def __init__(self, plan: Plan, groups: Sequence[CachedRows | RaggedRows], layers: int) -> None:
+        super().__init__(plan, layers, _UNSEEN if plan.method.observes else plan.method.window)
+        self.groups = groups
+        names = [rows.group.names for rows in groups]
+        self._place = {name: (g, i) for g, mine in enumerate(names) for i, name in enumerate(mine)}
+
+    @property
+    def starts(self) -> list[int]:
+        return [rows.start for rows in self.groups]
+
+    def apart(self, group: int) -> HeadTables | None:
+        rows = self.groups[group]
+        return rows if isinstance(rows, RaggedRows) and rows.ragged else None
+
+    def levels(self, length: int) -> int:
+        due = [at for rows in self.groups if (at := rows.window.next_event(length - 1)) is not None]
+        return min(due) - length if due else length
+
+    def queries_wanted(self, chunk: int) -> int:
+        if self.plan.method.observes:
+            return chunk if chunk == 1 else 0  # longer chunks are weighed as they pass
+        return super().queries_wanted(chunk)
+
+    def observer(self, chunk: int, computed: int, blocks: Blocks) -> Observer | None:
+        return partial(self._observe, blocks, computed) if chunk > 1 and self.plan.method.observes else None
+
+    def _observe(self, blocks: Blocks, computed: int, layer: str, queries: Tensor) -> None:
         g, number = self._place[layer]
         rows = self.groups[g]
         length = computed + queries.shape[0]
@@ -71,13 +131,10 @@ class RequestCache:
         rows.observe(number, blocks(g), length, shaped, computed)
 
     def see(self, queries: Tensor, position: int, blocks: Blocks) -> None:
-        """Keep query rows ``[layers, n, heads, D]`` of the positions from `position` on."""
-        if self.ring is None:
-            self.ring = QueryRing(self._layers, self._window, *queries.shape[2:], queries.dtype)
         ring = self.ring
-        if self.plan.method.observes and ring.unseen + queries.shape[1] > ring.window:
+        if ring is not None and self.plan.method.observes and ring.unseen + queries.shape[1] > ring.window:
             self._weigh(position, blocks)
-        ring.append(queries, position)
+        super().see(queries, position, blocks)
 
     def _weigh(self, length: int, blocks: Blocks) -> None:
         """The waiting queries, the newest of which is at ``length - 1``, against all rows."""
@@ -91,23 +148,7 @@ class RequestCache:
                 rows.observe(number, blocks(g), length, queries, length - ring.unseen)
         ring.unseen = 0
 
-    def levels(self, length: int) -> int:
-        """Draft levels that a request of `length` tokens, the last not cached yet, may accept before its next event.
-
-        An event in the middle of a run would come later than without drafts, and might keep other rows.
-        """
-        if self._reading is not None:
-            return self._reading.levels(length)
-        computed = length - 1
-        due = [at for rows in self.groups if (at := rows.window.next_event(computed)) is not None]
-        return min(due) - length if due else length
-
     def compact(self, length: int, blocks: Blocks) -> None:
-        """After a step that left `length` committed tokens in the cache."""
-        if self._reading is not None:
-            if self.ring is not None:
-                self._reading.after(length, blocks, self.ring)
-            return
         due = [rows.window.start(length) > rows.start for rows in self.groups]
         if not any(due):
             return
@@ -115,4 +156,19 @@ class RequestCache:
             self._weigh(length, blocks)
         for g, rows in enumerate(self.groups):
             if due[g]:
-                self.dropped += rows.compact(blocks(g), length, self.ring)
+                rows.compact(blocks(g), length, self.ring)
+
+
+def request_cache(plan: Plan, groups: Sequence[GroupLayers], rope: Rope | None, seed: int) -> RequestCache:
+    """The cache of a new request."""
+    layers = sum(len(group.names) for group in groups)
+    if plan.method.reads:
+        return ReadingCache(plan, [ReadRows(plan, group, rope, seed, layers) for group in groups], layers)
+    dropping: list[CachedRows | RaggedRows] = []
+    for group in groups:
+        whole = group.retrieval if plan.method.retrieval else ((),) * len(group.names)
+        if plan.per_head or any(whole):
+            dropping.append(RaggedRows(plan, group, whole, rope, seed, layers))
+        else:
+            dropping.append(CachedRows(plan, group, rope, seed, layers))
+    return DroppingCache(plan, dropping, layers)

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from thriftree.plugins.engine.cpu_attention import TreeMetadataBuilder
-from thriftree.plugins.engine.kv.cached import CachedRows
 from thriftree.plugins.engine.kv.compression import Compression
 from thriftree.plugins.engine.kv.groups import GroupLayers
 from thriftree.plugins.engine.kv.ragged_step import RaggedRequest, RaggedStep
-from thriftree.plugins.engine.kv.request_cache import RequestCache
+from thriftree.plugins.engine.kv.request_cache import RequestCache, request_cache
 from thriftree.plugins.engine.kv.step_rows import StepRows
 from thriftree.plugins.engine.tree_tokens import as_tree
 
@@ -67,7 +66,7 @@ class CompressingRunnerMixin(Base):
             plan = self.compression.plan(state.sampling_params, state.num_prompt_tokens)
             if plan is not None:
                 seed = state.sampling_params.seed or 0
-                self._caches[name] = RequestCache(plan, self._layers(), self.compression.rope(self.model), seed)
+                self._caches[name] = request_cache(plan, self._layers(), self.compression.rope(self.model), seed)
         return done
 
     def _levels(self, name: str, length: int) -> int:
@@ -100,7 +99,8 @@ class CompressingRunnerMixin(Base):
             for g in range(len(self._layers()))
         ]
         apart = [
-            np.array([cache is not None and cache.ragged(g) for cache in caches]) for g in range(len(self._layers()))
+            np.array([cache is not None and cache.apart(g) is not None for cache in caches])
+            for g in range(len(self._layers()))
         ]
         step = StepRows(starts, apart)
         step.ragged = [self._ragged(g, caches) if apart[g].any() else None for g in range(len(self._layers()))]
@@ -111,9 +111,9 @@ class CompressingRunnerMixin(Base):
             if cache is not None:
                 drafts = len(self._drafts.get(name, ()))
                 chunk = rows - drafts
-                if chunk > 1 and cache.plan.method.observes:
-                    table = partial(self._blocks, i, computed + chunk)
-                    step.observers.append((slice(first, first + chunk), partial(cache.observe, table, computed)))
+                observer = cache.observer(chunk, computed, partial(self._blocks, i, computed + chunk))
+                if observer is not None:
+                    step.observers.append((slice(first, first + chunk), observer))
                 wanted = cache.queries_wanted(chunk)
                 capture.append(torch.arange(first + chunk - wanted, first + rows if wanted else first + chunk))
             first += rows
@@ -125,10 +125,9 @@ class CompressingRunnerMixin(Base):
         requests, first = [], 0
         for i, (name, cache) in enumerate(zip(self.input_batch.req_ids, caches, strict=True)):
             rows, computed = int(self._scheduled[i]), int(self.input_batch.num_computed_tokens_cpu[i])
-            if cache is not None and cache.ragged(group):
+            mine = None if cache is None else cache.apart(group)
+            if mine is not None:
                 tree = as_tree(self._drafts.get(name, ()))
-                mine = cache.groups[group]
-                assert not isinstance(mine, CachedRows)
                 blocks = self._blocks(i, computed, group)
                 requests.append(RaggedRequest(mine, blocks, computed, first, rows - len(tree), tree))
             first += rows
