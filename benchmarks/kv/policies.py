@@ -18,10 +18,12 @@ from thriftree.plugins.kv_cache import registry
 from thriftree.plugins.kv_cache.base import Method
 from thriftree.plugins.kv_cache.heads import HeadFile
 from thriftree.plugins.kv_cache.per_head import blocks_per_head
+from thriftree.plugins.kv_cache.reading import ReadMethod
 from thriftree.plugins.kv_cache.rows import Rows
 from thriftree.plugins.kv_cache.select import keep_mask
 
 SINKS, RECENT = 4, 32
+_BLOCK = 16  # of methods that read whole blocks
 _TIERS = 4  # groups of layers with budgets of their own
 _QUERIES = 128  # rows of attention at a time
 
@@ -42,6 +44,11 @@ class Policy:
     compensate: int | None = None  # a compensation row in heads that drop rows, from this layer on
     seed: int = 0
     aware: bool = False  # the question is in the cache when it is compressed
+
+    @property
+    def reads(self) -> bool:
+        """Everything stays in the cache, and the budget is what a step reads."""
+        return self.method in registry.names() and registry.describe(self.method or "").reads
 
     def made(self) -> Method:
         assert self.method is not None
@@ -137,10 +144,25 @@ def _layer(policy: Policy, method: Method, cache: Cache, layer: int, budget: int
     """``[len(others), N]``"""
     score, pos = cache.score(layer, method, budget, policy.seed)[others], cache.pos[others]
     rest = cache.prefix.length
+    if isinstance(method, ReadMethod):
+        return _read(method, score, budget)
     if not policy.per_head:
         return keep_mask(score, pos, budget, rest, SINKS, RECENT)
     safe = (pos < SINKS) | (pos >= rest - RECENT)
     return keep_mask(score, pos, blocks_per_head(score, safe, budget * len(others), 1), rest, SINKS, RECENT)
+
+
+def _read(method: ReadMethod, score: Tensor, budget: int) -> Tensor:
+    """As the engine reads: whole blocks of each head, and the block that is not full yet."""
+    heads, length = score.shape
+    pages = length // _BLOCK
+    weight = score[:, : pages * _BLOCK].unflatten(1, (pages, _BLOCK)).sum(dim=2)
+    sinks, recent = -(-SINKS // _BLOCK), -(-max(0, RECENT - length % _BLOCK) // _BLOCK)
+    most = (budget - length % _BLOCK) // _BLOCK
+    count = method.blocks(weight, most).clamp(min=min(sinks + recent, pages))
+    number = torch.arange(pages).expand(heads, pages)
+    picked = keep_mask(weight, number, count, pages, sinks, recent).repeat_interleave(_BLOCK, dim=1)
+    return torch.cat((picked, torch.ones(heads, length % _BLOCK, dtype=torch.bool)), dim=1)
 
 
 def chosen(policy: Policy, file: HeadFile) -> list[Head]:

@@ -19,6 +19,9 @@ from thriftree.plugins.kv_cache.heads import HeadFile
 #: Caches in one pass: bounds memory, about 90 MB a layer at 800 tokens.
 _TOGETHER = 48
 
+#: Of what only reads less, the answer's first tokens: then comes a step that reads everything and chooses anew.
+_STRIDE = 9
+
 FULL = Policy("full")
 
 
@@ -42,8 +45,9 @@ Cell = tuple[Policy, float]
 def measure(lab: Lab, case: Case, number: int, cells: Sequence[Cell], file: HeadFile) -> Iterator[Figure]:
     """Every cell on one case; the full cache is among the answers."""
     context = lab.prefill(case.context)
-    yield from _measure(lab, case, number, context, case.question, [c for c in cells if not c[0].aware], file)
-    if (aware := [c for c in cells if c[0].aware]) and case.question:
+    aware = [c for c in cells if c[0].aware and case.question]
+    yield from _measure(lab, case, number, context, case.question, [c for c in cells if c not in aware], file)
+    if aware:
         longer = lab.extend(context, case.question[:-1])
         yield from _measure(lab, case, number, longer, case.question[-1:], aware, file)
 
@@ -61,8 +65,9 @@ def _measure(
         for (policy, keep), rows in zip(part, hidden, strict=True):
             found = lab.log_probabilities(rows)
             full = found if full is None else full
-            if policy is not FULL or not any(p.aware for p, _ in cells):
-                yield _figure(policy.name, keep, case.task, number, found, full, target)
+            if policy is not FULL or prefix.length == len(case.context):
+                places = _STRIDE if policy.reads and not question else len(target)
+                yield _figure(policy.name, keep, case.task, number, found[:places], full[:places], target[:places])
 
 
 def _figure(name: str, keep: float, task: str, number: int, found: Tensor, full: Tensor, target: Tensor) -> Figure:
@@ -100,7 +105,9 @@ def run(
     for task, count in counts.items():
         for number, case in enumerate(cases(task, split, count, encode)):
             done = {(f.policy, f.keep) for f in found if (f.task, f.case) == (task, number)}
-            open_cells = [c for c in cells if (c[0].name, c[1]) not in done and (case.question or not c[0].aware)]
+            open_cells = [
+                c for c in cells if (c[0].name, c[1]) not in done and (case.question or not c[0].aware or c[0].reads)
+            ]
             if not open_cells:
                 continue
             if monotonic() > end:

@@ -21,7 +21,9 @@ NOTES = (
     "kept: of the lookups and passkeys that the full cache answers, those still answered. same token: places in plays "
     "and maths where the most likely next token is the full cache's. Rows are equal for every policy, counted over "
     "layers and KV heads; 4 sinks and the 32 newest rows always stay; the cache is compressed once, at the context's "
-    "end, before the question is read ('question seen': after it). Blocks and side memory are not counted here."
+    "end, before the question is read ('question seen': after it). Blocks and side memory are not counted here. "
+    "recycled_attention and actqkv_like free nothing: their share is what a step reads, in blocks of 16, and their KL "
+    "is that of the first 9 tokens after the choice."
 )
 
 

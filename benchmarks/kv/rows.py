@@ -23,7 +23,7 @@ _SHORT = (
 
 def policies() -> list[Policy]:
     """All rows of the long form, in the order of the table."""
-    made = [_plain(name) for name in registry.names() if not _control(name)]
+    made = [_plain(name) for name in registry.names() if not _control(name) and not registry.describe(name).reads]
     made += [_plain(name, per_head=True) for name in _PER_HEAD]
     made += [
         _razor("razor_observed, 14 heads", "observed", induction=13, echo=1),
@@ -31,6 +31,9 @@ def policies() -> list[Policy]:
         *(_razor(f"razor_observed, random heads, seed {seed}", "observed", control=seed, **_HEADS) for seed in (1, 2)),
     ]
     made += [Policy(f"{name}, question seen", name, aware=True, **_heads(name)) for name in _AWARE]
+    made += [
+        Policy(f"{name}, question seen", name, aware=True) for name in registry.names() if registry.describe(name).reads
+    ]
     made += [Policy(f"random, seed {seed}", "random", seed=seed) for seed in (1, 2)]
     return [*made, Policy("stride", "stride")]
 

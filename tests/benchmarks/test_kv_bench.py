@@ -72,7 +72,18 @@ def test_a_compensation_row_stands_for_equal_rows(lab: Lab) -> None:
     assert (found[1] - found[0]).abs().max() > 0.05, "without the logarithm of their number it must not"
 
 
-@pytest.mark.parametrize("name", registry.names())
+_READS = [name for name in registry.names() if registry.describe(name).reads]
+
+
+@pytest.mark.parametrize("name", _READS)
+def test_what_reads_less_reads_whole_blocks(name: str, lab: Lab) -> None:
+    mask = evicted(Policy(name, name), Cache(lab, lab.prefill(_IDS)), 0.5, _FILE).keep[0]
+    blocks = mask[..., :160].unflatten(-1, (10, 16))
+    assert bool((blocks.all(-1) == blocks.any(-1)).all()) and mask[..., 160:].all() and mask[..., :16].all()
+    assert 3 * 16 + 8 <= mask.sum(-1).min() and mask.sum(-1).max() <= 84 and mask[..., 128:].all()
+
+
+@pytest.mark.parametrize("name", sorted(set(registry.names()) - set(_READS)))
 def test_every_method_keeps_its_budget(name: str, lab: Lab) -> None:
     cache = Cache(lab, lab.prefill(_IDS))
     policies = [Policy(name, name, induction=1, echo=0), Policy(name, name), Policy(name, name, per_head=True)]
@@ -139,6 +150,12 @@ def test_seen_questions_are_in_the_cache(lab: Lab) -> None:
     everything = [(Policy("seen", "snapkv", aware=True), 1.0)]
     full, _, seen = measure(lab, _case(), 0, [(Policy("x", "snapkv"), 0.5), *everything], _FILE)
     assert seen.nll == pytest.approx(full.nll, abs=2e-3)
+
+
+def test_the_full_cache_is_told_once(lab: Lab) -> None:
+    cells = [(Policy("seen", "snapkv", aware=True), 0.5), (Policy("reads", "recycled_attention", aware=True), 0.5)]
+    for task, told in (("lookup", ["full", "seen", "reads"]), ("plays", ["full", "seen", "reads"])):
+        assert [f.policy for f in measure(lab, _case(task), 0, cells, _FILE)] == told
 
 
 def _bytes(text: str) -> list[int]:
