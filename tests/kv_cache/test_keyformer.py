@@ -64,6 +64,8 @@ def test_the_noise_is_gumbel() -> None:
     rows, at = positions_only(torch.arange(500).expand(HEADS, -1), 1, 500), torch.arange(500)
     noise = Keyformer()._gumbel((HEADS, 2), rows, at)
     assert noise.isfinite().all()
+    alone = Keyformer()._gumbel((1, 2), replace(rows, pos=rows.pos[1:], first_head=1), at)
+    assert alone[0].equal(noise[1])  # heads of different lengths come one by one
     assert noise.mean() == pytest.approx(0.5772, abs=0.01)
     assert noise.var() == pytest.approx(math.pi**2 / 6, abs=0.02)
     for left, right in [(noise[0, 0], noise[0, 1]), (noise[0], noise[1]), (noise[:, :, 1:], noise[:, :, :-1]),

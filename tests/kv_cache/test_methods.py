@@ -19,7 +19,9 @@ some = settings(max_examples=20)
 
 
 def test_every_method_has_a_row() -> None:
-    assert {method for method, _ in METHODS} == set(registry.names())
+    """Those that only read less drop nothing, and have no row."""
+    dropping = {method for method in registry.names() if not registry.describe(method).reads}
+    assert {method for method, _ in METHODS} == dropping
 
 
 @each_method

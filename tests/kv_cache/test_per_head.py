@@ -65,6 +65,17 @@ def test_a_head_with_better_rows_gets_more() -> None:
     assert blocks_per_head(score, NOTHING, 9, 8, alpha=0.7).tolist() == [3, 4, 2]
 
 
+def test_protected_rows_take_their_place_first() -> None:
+    """A head whose good rows fit beside the protected ones wants no second block for them; full of those, it does."""
+    score, protected = torch.zeros(2, 16), torch.zeros(2, 16, dtype=torch.bool)
+    score[0, :4], score[1, :4] = 1.0, 0.5
+    protected[1, 8:16] = True
+    assert blocks_per_head(score, protected, 3, 8, alpha=0.0).tolist() == [1, 2]
+    protected[0, 8:16] = True
+    score[1, :5] = 0.9
+    assert blocks_per_head(score, protected, 3, 8, alpha=0.0).tolist() == [1, 2]
+
+
 def test_equal_heads_get_equal_shares() -> None:
     for score in (
         torch.zeros(3, 40),

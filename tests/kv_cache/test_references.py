@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from statistics import mean, stdev
 from typing import Any
@@ -194,9 +195,9 @@ def test_stride_is_evenly_spaced_at_every_budget() -> None:
     for keep in (10, 77, 125, 250, 333, 500, 900):
         toy = positions_only(pos, keep, 1000)
         best = registry.configure("stride").score(toy)[0].topk(keep).indices.sort().values
-        gaps = best.diff()
-        assert len(gaps.unique()) <= 3
-        assert gaps.max() <= 3 * 1000 / keep  # and nothing is left out at length
+        assert len(best.diff().unique()) <= 3
+        longest = torch.cat((torch.tensor([-1]), best, torch.tensor([1000]))).diff().max()
+        assert longest <= 3 * 1000 / keep  # nothing is left out at length, nor at the ends
 
 
 def test_random_is_uniform_and_other_everywhere() -> None:
@@ -207,3 +208,5 @@ def test_random_is_uniform_and_other_everywhere() -> None:
     others = [positions_only(pos, 1, 1, seed=1), positions_only(pos, 1, 1, layer=1, layers=2)]
     for x, y in [(score[0], score[1]), *((score[0], method.score(rows)[0]) for rows in others)]:
         assert abs(torch.corrcoef(torch.stack((x, y)))[0, 1]) < 0.06
+    alone = method.score(replace(positions_only(pos[1:], 1, 1), first_head=1))
+    assert alone[0].equal(score[1])  # heads of different lengths come one by one

@@ -78,6 +78,16 @@ def test_full_heads_leave_room_for_the_others(
     assert rest <= others * (budget + block - 1) + heads * block or length <= budget
 
 
+@given(budgets, blocks, prompts, st.booleans(), st.integers(0, 8), st.integers(1, 8), st.integers(0, 700))
+def test_the_next_event_is_when_the_window_next_moves(
+    budget: int, block: int, prompt: int, defer: bool, full: int, heads: int, length: int
+) -> None:
+    window = Window(budget, block, prompt, defer, min(full, heads), heads)
+    later = range(length + 1, length + 1 + prompt + budget + 2 * heads * block)
+    moved = next((n for n in later if window.start(n) > window.start(length)), None)
+    assert window.next_event(length) == moved
+
+
 @given(budgets, blocks, prompts, st.integers(0, 4))
 def test_published_blocks_have_left_the_window_before_anything_is_moved(
     budget: int, block: int, prompt: int, full: int
