@@ -89,15 +89,7 @@ class Cached:
     hits: list[int] = field(default_factory=list)  # tokens from the cache, of each request admitted
     requests: list[Any] = field(default_factory=list)
 
-    PAIRS = pytest.mark.parametrize(
-    ("cached", "rule"),
-    [pytest.param(groups, rule, id=f"{GROUPS[groups]}, {named(rule)}") for groups in WITH for rule in WITH[groups]],
-    indirect=["cached"],
-    scope="module",
-)
-
-
-def ask(self, *asks: Ask) -> list[Answer | None]:
+    def ask(self, *asks: Ask) -> list[Answer | None]:
         return self.running.run(asks)
 
     def clear(self) -> None:
