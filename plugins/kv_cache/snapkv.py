@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
+from thriftree.kernels.kv_rows import column_sums
 from thriftree.plugins.kv_cache.base import Method
 from thriftree.plugins.kv_cache.rows import Rows
 
@@ -37,10 +38,8 @@ class SnapKV(Method):
     def score(self, rows: Rows) -> Tensor:
         assert rows.queries is not None
         queries, at = rows.queries[:, :, -self.queries :].float(), rows.query_pos[-self.queries :].to(rows.pos.device)
-        logits = torch.einsum("hgwd,hmd->hgwm", queries, rows.keys) * rows.scale
-        logits.masked_fill_(rows.pos[:, None, None] > at[:, None], -torch.inf)
         own = rows.pos >= at[0]
-        seen = logits.softmax(dim=-1).mean(dim=(1, 2)).masked_fill(own, 0.0)
+        seen = column_sums(queries, rows.keys, rows.pos, at, rows.scale, mean=True).masked_fill_(own, 0.0)
         return self._smooth(seen, rows.pos).masked_fill(own, torch.inf)
 
     def _smooth(self, seen: Tensor, pos: Tensor) -> Tensor:
