@@ -31,6 +31,7 @@ class EngineSpec:
     eager: bool
     max_model_len: int
     flags: dict[str, Any] = field(default_factory=dict, compare=False)
+    engine: str = "thriftree.benchmarks.worker:Engine"  # the class that its process runs
 
 
 @dataclass(frozen=True)

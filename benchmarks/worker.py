@@ -7,6 +7,7 @@ the step loop driven here instead of by a web server.
 from __future__ import annotations
 
 import os
+import pkgutil
 import time
 import traceback
 from collections.abc import Sequence
@@ -61,7 +62,7 @@ def serve(spec: EngineSpec, pipe: Connection, log: Path) -> None:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
     try:
-        engine = _Engine(spec)
+        engine = pkgutil.resolve_name(spec.engine)(spec)
         pipe.send(("ok", engine.facts()))
         while True:
             name, arguments = pipe.recv()
@@ -77,13 +78,11 @@ def serve(spec: EngineSpec, pipe: Connection, log: Path) -> None:
         pipe.send(("error", f"{type(error).__name__}: {error}"))
 
 
-class _Engine:
-    def __init__(self, spec: EngineSpec) -> None:
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
-        from thriftree.server import vllm_args
+class Engine:
+    """What a child runs, unless its spec names another class."""
 
-        vllm_args.environment()  # what `thriftree serve` sets
+    def __init__(self, spec: EngineSpec) -> None:
+        self._environment()
         from vllm.engine.arg_utils import EngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -99,6 +98,14 @@ class _Engine:
         self.engine = LLMEngine.from_engine_args(args, usage_context=UsageContext.OPENAI_API_SERVER)
         self.trees = str(spec.key).startswith("trees")
         self._serial = 0
+
+    def _environment(self) -> None:
+        """Before vLLM is imported."""
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        from thriftree.server import vllm_args
+
+        vllm_args.environment()  # what `thriftree serve` sets
 
     def generate(self, asks: Sequence[Ask], in_flight: int) -> Turn:
         """Greedy answers to all of them, at most `in_flight` at a time: the next enters when one has finished.
