@@ -10,7 +10,7 @@ from importlib import import_module
 _HELP = """usage: thriftree bench NAME ...
 
   speculation   token trees against plain vLLM and vLLM's own drafters, in one run, in turns
-  kernels       tree attention against vLLM's own operator
+  kernels       tree attention against vLLM's own operator, work on cached rows against torch
   kv            what answers lose when the KV cache is compressed, every method and the controls at equal rows
   vision        not built yet
   gateway       what the gateway adds to a request, and what it owes under load; LiteLLM's proxy beside it

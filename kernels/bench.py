@@ -1,6 +1,6 @@
-"""Tree attention against vLLM's own CPU op: ``python -m thriftree.kernels.bench``.
+"""Tree attention against vLLM's own CPU op, cached rows against torch: ``python -m thriftree.kernels.bench``.
 
-Both attend the same rows over the same context in the same run, taking turns: the op sees them as a causal
+Tree and op attend the same rows over the same context in the same run, taking turns: the op sees them as a causal
 chain in its cache, the kernel as a tree outside of it. Every layer has a cache of its own, and between turns
 the processor's caches are flushed, as the weights do in an engine. Medians over the rounds; a lower
 `--quantile` finds the undisturbed rounds of a busy machine.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from thriftree.kernels import problem
+from thriftree.kernels.kv_rows import bench as kv_rows
 from thriftree.kernels.tree_attention import backend, prepare
 
 Layers = list[problem.Problem]
@@ -96,8 +97,17 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--quantile", type=float, default=0.5)
+    parser.add_argument("--only", choices=("tree", "rows"), help="one of the two tables")
     args = parser.parse_args()
     flush = torch.zeros(24 << 20)
+    if args.only != "rows":
+        trees(args, flush)
+    if args.only != "tree":
+        kv_rows.report(args, take_turns, DTYPES, flush)
+
+
+def trees(args: argparse.Namespace, flush: Tensor) -> None:
+    """Print the table of tree attention."""
     print(f"{args.layers} layers of {args.heads}/{args.kv_heads} heads x {args.dim}, block {args.block}, ", end="")
     print(f"{torch.get_num_threads()} threads, backend {backend()}; ms for all layers, ", end="")
     print(f"quantile {args.quantile} of {args.rounds} rounds")

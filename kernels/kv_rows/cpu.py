@@ -15,7 +15,9 @@ from thriftree.kernels.kv_rows import grid
 
 logger = logging.getLogger(__name__)
 LIBRARY = build.Library(
-    "kv_rows", sources=("kv_rows/cells.c", "kv_rows/scores.c"), headers=("tree_attention/gemm.h", "simd.h")
+    "kv_rows",
+    sources=("kv_rows/cells.c", "kv_rows/scores.c"),
+    headers=("kv_rows/turn.h", "tree_attention/gemm.h", "simd.h"),
 )
 _STRIDES = ("block", "head", "token_outer", "token_inner", "outer", "inner")
 
@@ -100,7 +102,8 @@ def read(cache: Tensor, table: Tensor, rows: int, *, keys: bool, isa: str) -> Te
     _, r.blocks, r.heads, r.rows = _reader(cache.shape, cache.stride(), cache.dtype, keys, isa)
     r.side.caches = ctypes.addressof(where)
     r.table, r.out = table.data_ptr(), out.data_ptr()
-    r.lines, r.width, r.count, r.threads = *table.shape, rows, torch.get_num_threads()
+    r.lines, r.width = table.shape
+    r.count, r.threads = rows, torch.get_num_threads()
     if failed := loaded.thriftree_read(ctypes.addressof(r)):
         raise ValueError("the table has too few blocks" if failed == 1 else "the table names a block out of the cache")
     return out

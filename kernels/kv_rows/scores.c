@@ -1,6 +1,7 @@
 /* Attention probabilities of some query rows, added up by column. Keys are packed once per head; a chunk of rows keeps its
  * scores of all keys in the processor's cache, so that nothing is computed twice and no matrix is written to memory. */
 #include "../tree_attention/gemm.h"
+#include "turn.h"
 
 #define LOG2E 1.4426950408889634f
 enum { CHUNK = 24, TILE = 64 };
@@ -45,13 +46,28 @@ static struct space space_of(const struct sums *c, float *at) {
 
 static int32_t narrow(int64_t x) { return x > INT32_MAX ? INT32_MAX : x < INT32_MIN ? INT32_MIN : (int32_t)x; }
 
+/* Up to four keys from `from` on become columns of a tile, by fours where there are four. */
+INLINE void turn_keys(const struct sums *c, int64_t from, int32_t count, float *keys, const int type) {
+    int32_t d = 0;
+    if (count == 4 && type == F32)
+        for (const float *in = (const float *)c->k + from; d + 4 <= c->dim; d += 4)
+            turn4((char *)(keys + d * TILE), 4 * TILE, (const char *)(in + d), 4 * c->k_row);
+    else if (count == 4)
+        for (float wide[4][LANES]; d + LANES <= c->dim; d += LANES) {
+            for (int j = 0; j < 4; j++) store(wide[j], load_as(c->k, from + j * c->k_row + d, type));
+            for (int i = 0; i < LANES; i += 4)
+                turn4((char *)(keys + (d + i) * TILE), 4 * TILE, (const char *)(wide[0] + i), 4 * LANES);
+        }
+    for (; d < c->dim; d++)
+        for (int32_t j = 0; j < count; j++) keys[d * TILE + j] = scalar_as(c->k, from + j * c->k_row + d, type);
+}
+
 INLINE void transpose(const struct sums *c, int32_t head, float *keys, const int type) {
-    for (int32_t tile = 0; tile < c->tiles; tile++, keys += (int64_t)TILE * c->dim)
-        for (int32_t d0 = 0; d0 < c->dim; d0 += 16)
-            for (int32_t j = 0; j < TILE && tile * TILE + j < c->rows; j++) {
-                int64_t from = head * c->k_head + (int64_t)(tile * TILE + j) * c->k_row;
-                for (int32_t d = d0; d < c->dim && d < d0 + 16; d++) keys[d * TILE + j] = scalar_as(c->k, from + d, type);
-            }
+    for (int32_t row = 0; row < c->rows; row += 4) {
+        float *to = keys + (int64_t)(row / TILE) * TILE * c->dim + row % TILE;
+        int32_t count = c->rows - row < 4 ? c->rows - row : 4;
+        turn_keys(c, head * c->k_head + row * c->k_row, count, to, type);
+    }
 }
 
 /* Keys as [tile][dim][TILE] floats. The columns after the last row are younger than any query: whatever they hold. */

@@ -58,6 +58,13 @@ def test_column_sums_on_threads(threads: int, heads: int) -> None:
     assert close(kv_rows.column_sums(*p.step), truth)
 
 
+def test_column_sums_do_not_depend_on_timing() -> None:
+    p = problem.window(300, 200, heads=1)
+    torch.set_num_threads(2)
+    sums = [kv_rows.column_sums(*p.step) for _ in range(30)]
+    assert all(torch.equal(one, sums[0]) for one in sums)
+
+
 def test_column_sums_take_any_stride_and_integer() -> None:
     p = problem.window(20, 100)
     packed = torch.full((3, 100, 2 * 64), problem.NAN)
