@@ -90,7 +90,7 @@ def check_tokens(body: Mapping[str, Any], route: Route, cap: int) -> dict[str, i
 def check_priority(body: Mapping[str, Any], route: Route, headers: list[bytes], caps: Caps) -> dict[str, int]:
     """The member that the body needs for this key's best priority. Raises ApiError where it claims a better one."""
     claims = [("priority", integer(body, "priority"))]
-    claims += [(PRIORITY_HEADER.decode(), _number(value)) for value in headers]
+    claims += [(PRIORITY_HEADER.decode(), as_number(value)) for value in headers]
     for name, value in claims:
         if value is not None and value < caps.priority:
             _refuse("priority", name, f"{value} is better than {caps.priority}, the best that this key may claim")
@@ -203,7 +203,7 @@ def integer(body: Mapping[str, Any], name: str) -> int | None:
     raise ApiError(400, "invalid_type", f"{name}: must be an integer", name)
 
 
-def _number(text: bytes) -> int | None:
+def as_number(text: bytes) -> int | None:
     """As vLLM reads the header: what is no number is ignored."""
     try:
         return int(text.decode("latin-1"))

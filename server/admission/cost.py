@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from thriftree.server.permits import as_number
+
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _UNSAID = 256  # completion tokens of a request that names no limit
 _LONGEST = 4096  # of one choice: clients ask for far more than answers have
@@ -25,9 +27,14 @@ def estimate(body_bytes: int, prompt_tokens: int, body: Any, completes: bool = T
     return prompt + min(asked, _LONGEST) * min(choices, _MOST_CHOICES)
 
 
-def urgency(body: Any, best: int) -> int:
-    """The request's `priority` (lower is earlier, 0 if unsaid), but not better than its key's `best`."""
-    asked = body.get("priority") if isinstance(body, dict) else None
+def urgency(body: Any, best: int, claim: bytes | None = None) -> int:
+    """The request's `priority` (lower is earlier, 0 if unsaid), but not better than its key's `best`.
+
+    `claim`: the value of `permits.PRIORITY_HEADER`; where it is a number, vLLM takes that and not the body's.
+    """
+    asked = as_number(claim) if claim is not None else None
+    if asked is None:
+        asked = body.get("priority") if isinstance(body, dict) else None
     return max(asked if type(asked) is int else 0, best)
 
 

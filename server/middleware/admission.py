@@ -15,7 +15,8 @@ from thriftree.server.body import Body, ClientLeft
 from thriftree.server.deadlines import missed, total_seconds
 from thriftree.server.errors import ApiError
 from thriftree.server.metrics import Metrics
-from thriftree.server.scope import RequestInfo, info
+from thriftree.server.permits import PRIORITY_HEADER
+from thriftree.server.scope import RequestInfo, header, info
 from thriftree.server.sections import Deadlines
 
 
@@ -60,7 +61,8 @@ class Admission:
         self.gate.check(who.tenant, who.weight)
         parsed = await body.parsed()
         cost = estimate(len(await body.read()), request.prompt_tokens, parsed, request.route not in POOLING)
-        place = self.gate.ask(who.tenant, who.weight, urgency(parsed, who.caps.priority), cost)
+        priority = urgency(parsed, who.caps.priority, header(scope["headers"], PRIORITY_HEADER))
+        place = self.gate.ask(who.tenant, who.weight, priority, cost)
         try:
             queue, rest = self.limits.queue or inf, request.arrived + total - begun
             if queue <= rest:

@@ -125,14 +125,22 @@ async def test_priority_inside_a_tenant_and_its_cap() -> None:
     await until(lambda: engine.running == 1)
     done: list[str] = []
     clients = []
-    for name, who, priority in (("a", "plain", 0), ("b", "plain", -9), ("c", "plain", 3), ("d", "gold", -3)):
-        client = Client(stack, {**SHORT, "priority": priority}, headers={"x-tenant": who})
+    wishes = (("a", "plain", 0, None), ("b", "plain", -9, None), ("c", "plain", 3, None), ("d", "gold", -3, None))
+    for name, who, priority, claim in (
+        *wishes,
+        ("e", "plain", -9, "2"),
+        ("f", "plain", 5, "-9"),
+        ("g", "gold", 0, "-4"),
+    ):
+        headers = {"x-tenant": who} | ({"x-vllm-priority": claim} if claim else {})
+        client = Client(stack, {**SHORT, "priority": priority}, headers=headers)
         client.task.add_done_callback(lambda _, name=name: done.append(name))
         clients.append(client.task)
         await until(lambda: stack.gate.waiting == len(clients))
     first.leave()
     await asyncio.gather(*clients)
-    assert done == ["d", "a", "b", "c"]  # b's claim is cut to its key's best, where a was first
+    # The claims of b and f are cut to their key's best, where a was first; a header beats the body.
+    assert done == ["g", "d", "a", "b", "f", "e", "c"]
 
 
 async def test_closing_answers_503_also_to_those_who_wait() -> None:

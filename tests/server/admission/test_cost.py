@@ -51,3 +51,10 @@ def test_any_body_has_a_cost_and_an_urgency(size: int, body: Any) -> None:
 def test_urgency_is_capped_by_the_key() -> None:
     assert [urgency({"priority": value}, -5) for value in (-9, -5, 3, "1", None, True)] == [-5, -5, 3, 0, 0, 0]
     assert urgency({}, 2) == 2
+
+
+def test_a_header_goes_before_the_body() -> None:
+    """As vLLM reads it: what is no number is not there."""
+    claims = [b"-9", b" 3 ", b"7", b"x", b"", b"\xb2", b"9" * 5000, None]
+    assert [urgency({"priority": 2}, -5, claim) for claim in claims] == [-5, 3, 7, 2, 2, 2, 2, 2]
+    assert urgency(None, 0, b"4") == 4
