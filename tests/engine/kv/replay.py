@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,30 @@ def prompts(*lengths: int, seed: int = 1) -> list[list[int]]:
     return [[chance.randrange(256) for _ in range(length)] for length in lengths]
 
 
+@dataclass
+class Pass:
+    """What a request went through from its first row to its end, or to the moment when it had to start anew."""
+
+    known: int = 0  # tokens of the answer that were there before
+    hit: int = 0  # tokens from the prefix cache
+    chunks: list[int] = field(default_factory=list)  # rows of each step, without rejected drafts
+    kept: dict[int, list[list[Tensor]]] = field(default_factory=dict)  # layer -> events -> heads
+
+
 class Recorder:
-    """The schedule of a run: how many rows each request got in each step, without drafts; and what events kept."""
+    """The schedule of a run: how many rows each request got in each step; and what events kept."""
 
     def __init__(self, running: Engine, patch: pytest.MonkeyPatch) -> None:
-        self.chunks: dict[str, list[int]] = {}
-        self.kept: dict[str, dict[int, list[list[Tensor]]]] = {}  # request -> layer -> events -> heads
+        self.passes: dict[str, list[Pass]] = {}
         runner, scheduler = running.runner, running.scheduler
+        preempt = scheduler._preempt_request
+
+        def begin_anew(request: Any, *args: Any, **kwargs: Any) -> None:
+            preempt(request, *args, **kwargs)
+            if request.request_id in self.passes:
+                self.passes[request.request_id].append(Pass(request.num_output_tokens))
+
+        patch.setattr(scheduler, "_preempt_request", begin_anew)
         stock = scheduler.update_from_output
 
         def update(output: Any, *args: Any) -> Any:
@@ -58,7 +76,9 @@ class Recorder:
             requests = {name: scheduler.requests[name] for name in rows}
             done = stock(output, *args)
             for name, request in requests.items():
-                self.chunks.setdefault(name, []).append(request.num_computed_tokens - begun[name])
+                now = self._pass(name)
+                now.hit = now.hit if now.chunks else begun[name]
+                now.chunks.append(request.num_computed_tokens - begun[name])
             return done
 
         patch.setattr(scheduler, "update_from_output", update)
@@ -72,15 +92,17 @@ class Recorder:
                 name = next(n for n, cache in runner._caches.items() if rows in cache.groups)
                 for number, index in enumerate(rows.group.indices):
                     heads = [pos.sort().values for pos in rows._pos[number]]
-                    self.kept.setdefault(name, {}).setdefault(index, []).append(heads)
+                    self._pass(name).kept.setdefault(index, []).append(heads)
             return dropped
 
         return compact
 
-    def of(self, number: int) -> tuple[list[int], dict[int, list[list[Tensor]]]]:
-        """Chunks and kept rows of request `number`."""
-        name = next(name for name in self.chunks if name.partition("-")[0] == f"r{number}")
-        return self.chunks[name], self.kept.get(name, {})
+    def _pass(self, name: str) -> Pass:
+        return self.passes.setdefault(name, [Pass()])[-1]
+
+    def of(self, number: int) -> list[Pass]:
+        """What request `number` went through."""
+        return next(passes for name, passes in self.passes.items() if name.partition("-")[0] == f"r{number}")
 
 
 def places(running: Engine) -> list[Place]:
@@ -92,26 +114,32 @@ def places(running: Engine) -> list[Place]:
     return [found[index] for index in sorted(found)]
 
 
-def replay(model: Any, running: Engine, record: Any, ask: Ask, answer: Any, evicts: bool = True) -> tuple[float, int]:
+def replay(
+    model: Any, running: Engine, record: list[Pass], ask: Ask, answer: Any, evicts: bool = True
+) -> tuple[float, int]:
     """Largest difference of a log-probability of the engine's top tokens (inf where the greedy token differs), and the
     number of rows that were kept for others that score alike."""
-    chunks, kept = record
+    found = [_replay(model, running, part, ask, answer, evicts) for part in record if part.chunks]
+    last = record[-1]
+    assert last.hit + sum(last.chunks) == len(ask.prompt) + len(answer.tokens[0]) - 1
+    return max(worst for worst, _ in found), sum(flips for _, flips in found)
+
+
+def _replay(model: Any, running: Engine, part: Pass, ask: Ask, answer: Any, evicts: bool) -> tuple[float, int]:
     plan = running.runner.compression.plan(ask.params, len(ask.prompt))
     reference = Reference(model, plan, places(running), evicts)
-    chosen = [list(kept.get(index, ())) for index in range(len(reference.layers))]
+    chosen = [list(part.kept.get(index, ())) for index in range(len(reference.layers))]
     text, worst = [*ask.prompt, *answer.tokens[0]], 0.0
-    hit = len(text) - 1 - sum(chunks)  # tokens that came from the prefix cache
     done = 0
-    for rows in [hit, *chunks] if hit else chunks:
+    for rows in [part.hit, *part.chunks] if part.hit else part.chunks:
         said = reference.step(text[done : done + rows], chosen)
         for row in range(rows):
             emitted = done + row + 1 - len(ask.prompt)
-            if emitted < 0:
+            if emitted < part.known:
                 continue
             if int(said[row].argmax()) != answer.tokens[0][emitted]:
                 return float("inf"), reference.flips
             entries = answer.logprobs[0][emitted].items()
             worst = max(worst, *(abs(float(said[row, token]) - p) for token, p in entries))
         done += rows
-    assert done == len(text) - 1
     return worst, reference.flips
