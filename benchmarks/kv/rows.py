@@ -28,6 +28,9 @@ def policies() -> list[Policy]:
     made += [
         _razor("razor_observed, 14 heads", "observed", induction=13, echo=1),
         _razor("razor_attention, row from layer 2", "streaming_llm", compensate=2, **_HEADS),
+        _razor("retrieval heads + keydiff + per_head", "keydiff", per_head=True, **_HEADS),
+        _razor("retrieval heads + expected_attention", "expected_attention", **_HEADS),
+        _razor("retrieval heads + observed or expected", "blend", per_head=True, second="expected_attention", **_HEADS),
         *(_razor(f"razor_observed, random heads, seed {seed}", "observed", control=seed, **_HEADS) for seed in (1, 2)),
     ]
     made += [Policy(f"{name}, question seen", name, aware=True, **_heads(name)) for name in _AWARE]
@@ -76,6 +79,13 @@ def _plain(method: str, per_head: bool = False) -> Policy:
 
 
 def _razor(
-    name: str, method: str, induction: int, echo: int, control: int | None = None, compensate: int | None = None
+    name: str,
+    method: str,
+    induction: int,
+    echo: int,
+    control: int | None = None,
+    compensate: int | None = None,
+    per_head: bool = False,
+    **options: str,
 ) -> Policy:
-    return Policy(name, method, induction=induction, echo=echo, control=control, compensate=compensate)
+    return Policy(name, method, dict(options), per_head, induction, echo, control, compensate)
