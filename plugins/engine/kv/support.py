@@ -65,7 +65,15 @@ def terms_of(vllm_config: Any) -> Terms:
         return Terms()
     found = support(vllm_config)
     layers = vllm_config.model_config.hf_text_config.num_hidden_layers
-    return options.terms(found.reason, found.missing, found.block, layers)
+    return options.terms(found.reason, {**_headless(vllm_config, options), **found.missing}, found.block, layers)
+
+
+def _headless(vllm_config: Any, options: KVOptions) -> dict[str, str]:
+    """Methods that need a head file, where there is none for this model."""
+    if options.heads == "off" or retrieval_heads(vllm_config, options) is not None:
+        return {}  # `options` words the first
+    why = "no head file is shipped for this model (--kv-heads FILE, made by `thriftree probe heads`)"
+    return {name: why for name in registry.names() if registry.describe(name).retrieval}
 
 
 def uses_compression(vllm_config: Any) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from thriftree.plugins.engine import launch
+from thriftree.plugins.engine.kv import support
 from thriftree.plugins.engine.kv.options import KVOptions
 from thriftree.plugins.engine.options import SpeculationOptions
 from thriftree.plugins.kv_cache.request import NOT_HERE
@@ -93,6 +95,21 @@ def test_a_cap_has_room_for_a_block() -> None:
     assert of(max_tokens=164).terms(None, {}, 128).max_tokens == 164
     with pytest.raises(ValueError, match="--kv-max-tokens 163: must be at least 164"):
         of(max_tokens=163).terms(None, {}, 128)
+
+
+def test_a_model_without_a_head_file_has_no_razor(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(
+        additional_config={"thriftree": {"kv": {}}},
+        model_config=SimpleNamespace(hf_text_config=SimpleNamespace(num_hidden_layers=30)),
+    )
+    monkeypatch.setattr(support, "support", lambda vllm_config: support.KVSupport())
+    for heads, method in ((None, "observed"), (((0,),), "razor_observed")):
+        monkeypatch.setattr(support, "retrieval_heads", lambda config, options, heads=heads: heads)
+        terms = support.terms_of(config)
+        assert (terms.method, terms.layers) == (method, 30)
+        assert ("razor_attention" in terms.missing) == (heads is None)
+        if heads is None:
+            assert "no head file is shipped for this model (--kv-heads" in terms.missing["razor_observed"]
 
 
 def test_a_default_method_that_drops_nothing_cannot_hold_a_cap() -> None:
