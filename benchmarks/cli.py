@@ -11,7 +11,7 @@ _HELP = """usage: thriftree bench NAME ...
 
   speculation   token trees against plain vLLM and vLLM's own drafters, in one run, in turns
   kernels       tree attention against vLLM's own operator, work on cached rows against torch
-  kv            what answers lose when the KV cache is compressed, every method and the controls at equal rows
+  kv            what answers lose when the KV cache is compressed, beside controls; requests at once; cost of a step
   vision        not built yet
   gateway       what the gateway adds to a request, and what it owes under load; LiteLLM's proxy beside it
   all           everything that is built, in its short form (what `make bench` runs)
@@ -27,7 +27,7 @@ def _gateway(argv: Sequence[str]) -> int:
 
 
 def _kv(argv: Sequence[str]) -> int:
-    return int(import_module("thriftree.benchmarks.kv.main").main(list(argv)))
+    return int(import_module("thriftree.benchmarks.kv.parts").main(list(argv)))
 
 
 def _kernels(argv: Sequence[str]) -> int:

@@ -19,8 +19,9 @@ NOTES = (
     "step: median time between two tokens over all rounds, and its 10-90 % range. x stock: that of a round over the "
     "same round's of `stock`, which holds as many rows without compression; median of the rounds, lowest and highest. "
     "mean x stock: the same of the mean step, events included. event: one compression event of one request; all of "
-    "them as a share of the decode time. first: time to the first token over that of `stock, whole context` (the same "
-    "prompt, uncompressed). side: bytes kept beside a request's rows as a share of its blocks' bytes, after an event."
+    "them, and the weighing of queries between them, as a share of the decode time. first: time to the first token over "
+    "that of `stock, whole context` (the same prompt, uncompressed). side: bytes kept beside a request's rows as a share "
+    "of its blocks' bytes, after an event."
 )
 
 
@@ -90,12 +91,15 @@ def lines(samples: Sequence[Sample]) -> Iterator[Line]:
 
 
 def _events(mine: Sequence[Sample]) -> tuple[float | None, float | None]:
-    """Seconds of an event that came while decoding, and the share of the decode time that events took."""
-    seconds = sum(s.spent.seconds.get("event", 0.0) for s in mine if s.spent)
-    count = sum(s.spent.calls.get("event", 0) for s in mine if s.spent)
+    """Seconds of an event that came while decoding; share of the decode time that these and the weighing took."""
+
+    def total(name: str) -> float:
+        return sum(sample.spent.seconds.get(name, 0.0) for sample in mine if sample.spent)
+
+    count = sum(sample.spent.calls.get("event", 0) for sample in mine if sample.spent)
     if not count:
         return None, None
-    return seconds / count, seconds / sum(s.decode for s in mine)
+    return total("event") / count, (total("event") + total("weigh")) / sum(sample.decode for sample in mine)
 
 
 def data(found: Sequence[Line]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ _COUNTS = {"lookup": (5, 50), "passkey": (5, 50), "plays": (2, 10), "maths": (2,
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="thriftree bench kv", description=__doc__)
     add = made.add_argument
+    add("--only", choices=["quality", "capacity", "cost"], help="one part, `--only cost --help` has its flags")
     add("--full", action="store_true", help="the long form: all policies, 100 questions, 20 texts (half an hour)")
     add("--model", help="a folder or a hub id (default: the default model)")
     add("--heads", type=Path, metavar="FILE", help="its head file (default: the shipped one)")

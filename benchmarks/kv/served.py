@@ -103,6 +103,7 @@ def _put_clocks(worker: Any) -> None:
         setattr(runner, name, _CLOCKS.timed(name.strip("_"), getattr(runner, name)))
     DroppingCache._observe = _CLOCKS.timed("observe", DroppingCache._observe)  # type: ignore[method-assign]
     RaggedStep.run = _CLOCKS.timed("ragged_attention", RaggedStep.run)  # type: ignore[method-assign]
+    DroppingCache.see = _CLOCKS.timed("weigh", DroppingCache.see)  # type: ignore[method-assign]
     stock = DroppingCache.compact
     at_prompt, while_decoding = _CLOCKS.timed("prompt_event", stock), _CLOCKS.timed("event", stock)
 
