@@ -52,12 +52,12 @@ def cases(task: str, split: str, count: int, encode: Encode) -> Iterator[Case]:
     texts = _plays(split) if task == "plays" else _maths(split)
     ids = encode("\n\n".join(texts))
     size = _PREFIX + _NEXT
-    if count * size > len(ids):
-        raise ValueError(f"{task}: the {split} texts are enough for {len(ids) // size} cases, not for {count}")
-    step = (len(ids) - size) // max(count - 1, 1)
-    for i in range(count):
-        text = ids[i * step : i * step + size]
-        yield Case(task, text[:_PREFIX], [], text[_PREFIX:])
+    places = list(range(0, len(ids) - size + 1, size))
+    if count > len(places):
+        raise ValueError(f"{task}: the {split} texts are enough for {len(places)} cases, not for {count}")
+    random.Random(f"{task} {split}").shuffle(places)
+    for place in places[:count]:
+        yield Case(task, ids[place : place + _PREFIX], [], ids[place + _PREFIX : place + size])
 
 
 def _part(rows: Sequence[str], split: str) -> list[str]:
