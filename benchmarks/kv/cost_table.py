@@ -20,8 +20,8 @@ NOTES = (
     "same round's of `stock`, which holds as many rows without compression; median of the rounds, lowest and highest. "
     "mean x stock: the same of the mean step, events included. event: one compression event of one request; all of "
     "them, and the weighing of queries between them, as a share of the decode time. first: time to the first token "
-    "over that of `stock, whole context` (the same prompt, uncompressed). side: bytes kept beside a request's rows as a "
-    "share of its blocks' bytes, after an event."
+    "over that of `stock, whole context` (the same prompt, uncompressed). side: bytes kept beside a request's rows as "
+    "a share of its blocks' bytes, after an event."
 )
 
 
