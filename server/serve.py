@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from thriftree.server import app, engine, methods, settings, vllm_args, warmup
+from thriftree.server import app, engine, heap, methods, settings, vllm_args, warmup
 from thriftree.server.console import Console, debugging, fresh_log, plain
 from thriftree.server.drain import Signals, cut, drain
 from thriftree.server.edge import Edge
@@ -191,6 +191,7 @@ class Serving:
         self.state.prompt_counter = await asyncio.to_thread(quota.prompt_counter, loaded.app.state)
         if self.parts.gate.max_running is None:
             self.parts.gate.max_running = loaded.max_running
+        heap.settle()
         self.state.engine_app, self.state.phase = loaded.app, "ready"
         self.console.say(self._ready_line())
         stop, now, gate = self.signals.stop, self.signals.now, self.parts.gate

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from thriftree.benchmarks.gateway_engine import TokenClock
 from thriftree.server import app as gateway
+from thriftree.server import heap
 from thriftree.server.http_protocol import bounded
 from thriftree.server.methods import capabilities
 from thriftree.server.parts import Parts
@@ -82,7 +83,10 @@ async def serve(spec: dict[str, Any], sock: socket.socket) -> None:
             Bench(app, clock), loop="uvloop", http=http, lifespan="off", log_level="warning",
             access_log=False, backlog=_BACKLOG, timeout_graceful_shutdown=1, timeout_keep_alive=KEEP_SECONDS,
         )  # fmt: skip
-        await uvicorn.Server(config).serve(sockets=[sock])
+        server = uvicorn.Server(config)
+        config.load()  # its modules too
+        heap.settle()
+        await server.serve(sockets=[sock])
 
 
 async def _gateway(

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from thriftree.server import app
+from thriftree.server import app, heap
 from thriftree.server.console import Console
 from thriftree.server.drain import Signals, drain
 from thriftree.server.edge import Edge
@@ -95,6 +95,7 @@ async def _serve(
     server = http_server(settings, args, state, parts)
     http = asyncio.create_task(server.serve(sockets=[sock]))
     async with running(settings, state) as engines:
+        heap.settle()
         console.say(ready_line(url, engines))
         stopping = asyncio.create_task(signals.stop.wait())
         await asyncio.wait((stopping, http), return_when=asyncio.FIRST_COMPLETED)
