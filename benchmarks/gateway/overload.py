@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,9 @@ from thriftree.benchmarks.stats import percentile
 SLOTS, TOKENS, SERVICE, QUEUE = 8, 20, 0.1, 64
 CAPACITY = SLOTS / SERVICE
 TIMES = 10
+#: Tokens of the flood's answers where its neighbour is measured: `TOKENS` on average. Equal ones keep step: all places
+#: come free at one moment, and how long a request waits is then which phase it fell into, with the gate or without.
+UNEQUAL = (10, 26, 18, 30, 14, 22)
 _KEYS = {"flood": "bench-key-of-the-flood-00000", "light": "bench-key-of-the-light-00000"}
 _RAMP = 0.5  # seconds before counting begins
 
@@ -40,18 +43,19 @@ def gateway(folder: Path) -> Iterator[Server]:
 class Load:
     """Requests of one tenant to one server, on connections that are kept."""
 
-    def __init__(self, server: Server, tenant: str) -> None:
+    def __init__(self, server: Server, tenant: str, tokens: Sequence[int] = (TOKENS,)) -> None:
+        """`tokens`: of its answers, in turns."""
         self.server = server
         self.replies: list[Reply] = []
         self.broken = 0
         self._idle: deque[Connection] = deque()
-        self._bodies = [chat(1000, TOKENS, stream, _KEYS[tenant]) for stream in (False, True)]
+        self._bodies = [chat(1000, many, stream, _KEYS[tenant]) for many in tokens for stream in (False, True)]
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def _one(self, i: int) -> None:
         connection = self._idle.pop() if self._idle else await Connection.to(self.server.port)
         try:
-            self.replies.append(await connection.ask(self._bodies[i % 2]))
+            self.replies.append(await connection.ask(self._bodies[i % len(self._bodies)]))
         except Failed:
             self.broken += 1
             return
@@ -62,13 +66,12 @@ class Load:
         """So many clients, each asking again as soon as it is answered."""
         end = perf_counter() + seconds
 
-        async def client() -> None:
-            i = 0
+        async def client(i: int) -> None:
             while perf_counter() < end:
                 await self._one(i)
                 i += 1
 
-        await asyncio.gather(*(client() for _ in range(clients)))
+        await asyncio.gather(*map(client, range(clients)))
 
     async def open(self, rate: float, seconds: float) -> None:
         """So many requests per second, whatever becomes of them; returns when all are answered."""
@@ -152,8 +155,8 @@ async def fairness(server: Server, seconds: float) -> Fairness:
         return [reply.seconds for reply in load.replies]
 
     idle = await light()
-    _, busy = await asyncio.gather(Load(server, "flood").closed(SLOTS, seconds + 2 * _RAMP), light())
-    flood = Load(server, "flood").open(TIMES * CAPACITY, seconds + 2 * _RAMP)
+    _, busy = await asyncio.gather(Load(server, "flood", UNEQUAL).closed(SLOTS, seconds + 2 * _RAMP), light())
+    flood = Load(server, "flood", UNEQUAL).open(TIMES * CAPACITY, seconds + 2 * _RAMP)
     _, flooded = await asyncio.gather(flood, light())
     return Fairness(idle, busy, flooded)
 
