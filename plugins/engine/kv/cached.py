@@ -20,7 +20,7 @@ class CachedRows:
         self.plan, self.group, self.rope, self.seed, self.layers = plan, group, rope, seed, layers
         self.window = plan.window(group.tier)
         self.start = 0
-        self._pos = torch.empty(len(group.names), group.heads, 0, dtype=torch.int64)  # rows up to the last event
+        self._pos = torch.empty(len(group.names), group.heads, 0, dtype=torch.int32)  # rows up to the last event
         self._sums = torch.zeros(len(group.names), group.heads, 0) if plan.method.observes else None
 
     def grow(self, length: int) -> None:
@@ -28,7 +28,7 @@ class CachedRows:
         more = length - self.start - self._pos.shape[2]
         if more <= 0:
             return
-        new = torch.arange(length - more, length).expand(*self._pos.shape[:2], more)
+        new = torch.arange(length - more, length, dtype=torch.int32).expand(*self._pos.shape[:2], more)
         self._pos = torch.cat((self._pos, new), 2)
         if self._sums is not None:
             self._sums = torch.nn.functional.pad(self._sums, (0, more))
@@ -41,7 +41,7 @@ class CachedRows:
         if ring is not None and method.window:
             queries = ring.newest(group.indices[layer], length, min(ring.count, method.window), group.heads)
         return Rows(
-            pos=self._pos[layer],
+            pos=self._pos[layer].long(),
             length=length,
             prompt=self.plan.prompt,
             keep=keep,

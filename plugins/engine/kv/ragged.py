@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from thriftree.plugins.engine.kv.deal import Deal
 from thriftree.plugins.engine.kv.groups import GroupLayers
 from thriftree.plugins.engine.kv.observe import weighed
 from thriftree.plugins.engine.kv.plan import Plan
@@ -21,7 +22,7 @@ from thriftree.plugins.kv_cache.per_head import blocks_per_head
 from thriftree.plugins.kv_cache.rows import Rope, Rows
 from thriftree.plugins.kv_cache.select import keep_mask
 
-_Moves = tuple[list[Tensor], list[Tensor]]
+_WORST = torch.finfo(torch.float32).min
 
 
 class RaggedRows:
@@ -38,7 +39,7 @@ class RaggedRows:
         shape = (len(group.names), group.heads)
         self.counts = torch.zeros(shape, dtype=torch.int64)  # [L, H] head blocks before the regular pages
         self._dealt = torch.zeros(*shape, 0, dtype=torch.int64)  # [L, H, most] these head blocks
-        none = torch.empty(0, dtype=torch.int64)
+        none = torch.empty(0, dtype=torch.int32)
         self._pos = [[none] * group.heads for _ in group.names]
         self._sums = [[none.float()] * group.heads for _ in group.names] if plan.method.observes else None
         self._length = 0
@@ -53,7 +54,7 @@ class RaggedRows:
         more = length - self._length
         if more <= 0:
             return
-        new = torch.arange(self._length, length)
+        new = torch.arange(self._length, length, dtype=torch.int32)
         self._pos = [[torch.cat((pos, new)) for pos in heads] for heads in self._pos]
         if self._sums is not None:
             zeros = torch.zeros(more)
@@ -81,7 +82,7 @@ class RaggedRows:
             queries = newest[head : head + 1]
         line = table[layer, head : head + 1]
         return Rows(
-            pos=pos[None],
+            pos=pos[None].long(),
             length=length,
             prompt=self.plan.prompt,
             keep=keep,
@@ -117,73 +118,73 @@ class RaggedRows:
         if leaving <= 0:
             return 0
         self.grow(length)
-        table = self.tables(blocks[: -(-length // block)])
-        first = blocks[start // block : length // block]  # the pages whose head blocks are dealt out
-        pool = self.group.head_blocks(first)  # [H, pages]
-        inside, across = _Pairs(), _Pairs()
-        dealt = [self._deal(layer, table, pool, length, ring, inside, across) for layer in range(len(self.group.names))]
-        self.group.move(*inside.joined())
-        self.group.move(*across.joined())
+        regular = blocks[: -(-length // block)]
+        table = self.tables(regular)
+        stay = blocks[start // block : length // block]  # the pages whose head blocks are dealt out
+        rows = self.lengths(length) - length % block  # [L, H] what is in full blocks
+        score = self._scores(table, rows, len(stay) * self.group.heads, length, ring)
+        pos = _padded(self._pos, rows, self.plan.sinks)
+        shares = self._shares(score, pos, rows, len(stay) * self.group.heads, length)
+        there = torch.arange(pos.shape[2]) < rows[..., None]
+        score = score.nan_to_num_(_WORST, torch.inf, _WORST).masked_fill_(~there, -torch.inf)
+        mask = keep_mask(
+            score.flatten(0, 1),
+            pos.flatten(0, 1),
+            (shares * block).flatten(),
+            length,
+            self.plan.sinks,
+            self.plan.recent,
+        )
+        table = table[..., : pos.shape[2] // block]
+        stays = there[..., ::block] & torch.isin(table, self.group.head_blocks(stay))
+        deal = Deal.of(table, stays, shares, mask.view_as(pos), block)
+        for moves in deal.moves(table):
+            self.group.move(*moves)
+        self._pos = _joined(deal.arranged(pos), shares * block, self._pos, rows)
+        if self._sums is not None:
+            sums = deal.arranged(_padded(self._sums, rows, 0))
+            self._sums = _joined(sums, shares * block, self._sums, rows)
         self.start, self.page = start, length // block
-        self.counts = torch.tensor([[len(head) for head in heads] for heads in dealt])
-        self._dealt = torch.zeros(*self.counts.shape, int(self.counts.max()), dtype=torch.int64)
-        for layer, heads in enumerate(dealt):
-            for head, mine in enumerate(heads):
-                self._dealt[layer, head, : len(mine)] = mine
+        self.counts, self._dealt = shares, deal.dealt
         return leaving
 
-    def _deal(
-        self, layer: int, table: Tensor, pool: Tensor, length: int, ring: QueryRing | None,
-        inside: _Pairs, across: _Pairs,
-    ) -> list[Tensor]:  # fmt: skip
-        """New head blocks of each head of a layer; the moves that this takes are added to the pairs."""
-        block, heads = self.group.tier.block, self.group.heads
-        tail = length % block
-        rows = [len(pos) - tail for pos in self._pos[layer]]
-        whole = sum(rows[head] // block for head in self.whole[layer])
-        keep = (pool.numel() - whole) // max(1, heads - len(self.whole[layer])) * block + tail
-        score = torch.full((heads, max(rows)), -torch.inf)
-        for head, count in enumerate(rows):
-            if head not in self.whole[layer]:
+    def _scores(self, table: Tensor, rows: Tensor, pool: int, length: int, ring: QueryRing | None) -> Tensor:
+        """``[L, H, most rows]``; -inf where a head has no row."""
+        block, heads, counts = self.group.tier.block, self.group.heads, rows.tolist()
+        score = torch.full((*rows.shape, int(rows.max())), -torch.inf)
+        for layer, whole in enumerate(self.whole):
+            left = pool - sum(counts[layer][head] // block for head in whole)
+            keep = left // max(1, heads - len(whole)) * block + length % block
+            for head, count in enumerate(counts[layer]):
+                if head in whole:
+                    score[layer, head, :count] = 0.0
+                    continue
                 view = self._rows(layer, head, table, length, keep, ring)
-                score[head, :count] = self.plan.method.score(view)[0, :count]
-        shares = self._shares(layer, score, rows, pool.numel(), length)
-        stays = torch.isin(table[layer], pool.flatten())
-        dealt: list[Tensor] = []
-        free: list[Tensor] = []
-        for head, share in enumerate(shares):
-            owned = table[layer, head, : rows[head] // block]
-            mine = owned[stays[head, : len(owned)]]
-            dealt.append(mine[:share])
-            free.append(mine[share:])
-        spare = torch.cat(free)
-        used = 0
-        for head, share in enumerate(shares):
-            mine, need = dealt[head], share - len(dealt[head])
-            fresh = spare[used : used + need]
-            used += need
-            dealt[head] = torch.cat((mine, fresh))
-            owned = table[layer, head, : rows[head] // block]
-            pairs = across if need else inside
-            self._place(layer, head, owned, mine, fresh, score[head], share * block, length, pairs)
-        inside.close()
-        across.close()
-        return dealt
+                score[layer, head, :count] = self.plan.method.score(view)[0, :count].nan_to_num_(
+                    _WORST, torch.inf, _WORST
+                )
+        return score
 
-    def _shares(self, layer: int, score: Tensor, rows: Sequence[int], total: int, length: int) -> list[int]:
-        """Head blocks of each head: `total` in all, none gets more than it can fill."""
-        block = self.group.tier.block
-        most = [count // block for count in rows]
+    def _shares(self, score: Tensor, pos: Tensor, rows: Tensor, total: int, length: int) -> Tensor:
+        """``[L, H]`` head blocks of each head: `total` in a layer, none gets more than it can fill."""
+        most = (rows // self.group.tier.block).tolist()
+        return torch.tensor(
+            [self._shares_of(layer, score[layer], pos[layer], most[layer], total, length) for layer in range(len(most))]
+        )
+
+    def _shares_of(
+        self, layer: int, score: Tensor, pos: Tensor, most: Sequence[int], total: int, length: int
+    ) -> list[int]:
         whole = set(self.whole[layer])
-        others = [head for head in range(len(rows)) if head not in whole]
-        shares = [most[head] if head in whole else 0 for head in range(len(rows))]
+        others = [head for head in range(len(most)) if head not in whole]
+        shares = [most[head] if head in whole else 0 for head in range(len(most))]
         left = total - sum(shares)
         if self.plan.per_head:
-            pos = torch.nn.utils.rnn.pad_sequence(
-                [self._pos[layer][head][: rows[head]] for head in others], batch_first=True, padding_value=-1
-            )
-            kept = (pos >= 0) & ((pos < self.plan.sinks) | (pos >= length - self.plan.recent))
-            wanted = blocks_per_head(score[others][:, : pos.shape[1]], kept, left, block).tolist()
+            block, width = self.group.tier.block, max(most[head] for head in others) * self.group.tier.block
+            there = torch.arange(width) < torch.tensor([most[head] * block for head in others])[:, None]
+            mine = pos[others, :width]
+            kept = there & ((mine < self.plan.sinks) | (mine >= length - self.plan.recent))
+            wanted = blocks_per_head(score[others, :width], kept, left, block).tolist()
         else:
             wanted = [left // len(others) + (i < left % len(others)) for i in range(len(others))]
         for head, share in zip(others, wanted, strict=True):
@@ -196,52 +197,20 @@ class RaggedRows:
         assert short == 0
         return shares
 
-    def _place(
-        self, layer: int, head: int, owned: Tensor, mine: Tensor, fresh: Tensor, score: Tensor, keep: int, length: int,
-        pairs: _Pairs,
-    ) -> None:  # fmt: skip
-        """Rows of a head that stay: where they are, or moved into the place of a dropped one or into a fresh block."""
-        block, tail = self.group.tier.block, length % self.group.tier.block
-        pos = self._pos[layer][head]
-        old = pos[: len(pos) - tail]
-        plan = self.plan
-        mask = keep_mask(score[None, : len(old)], old[None], keep, length, plan.sinks, plan.recent)[0]
-        index = torch.isin(owned, mine)  # [owned] head blocks that it keeps
-        fixed = index.repeat_interleave(block)
-        moving = (mask & ~fixed).nonzero().flatten()
-        cells = (owned[:, None] * block + torch.arange(block)).flatten()
-        new_cells = (torch.cat((mine, fresh))[:, None] * block + torch.arange(block)).flatten()
-        empty = torch.cat((~mask[fixed], torch.ones(len(fresh) * block, dtype=torch.bool)))
-        pairs.add(cells[moving], new_cells[empty])
-        for name in ("_pos", "_sums"):
-            lists = getattr(self, name)
-            if lists is None:
-                continue
-            values = lists[layer][head]
-            stay = values.new_empty(keep)
-            stay[~empty] = values[: len(old)][fixed][mask[fixed]]
-            stay[empty] = values[moving]
-            lists[layer][head] = torch.cat((stay, values[len(old) :]))
+
+def _padded(lists: Sequence[Sequence[Tensor]], rows: Tensor, fill: int) -> Tensor:
+    """``[L, H, most rows]`` of the first ``rows [L, H]`` values of each head."""
+    out = lists[0][0].new_full((*rows.shape, int(rows.max())), fill)
+    for layer, counts in enumerate(rows.tolist()):
+        for head, count in enumerate(counts):
+            out[layer, head, :count] = lists[layer][head][:count]
+    return out
 
 
-class _Pairs:
-    """Moves of all layers, in order."""
-
-    def __init__(self) -> None:
-        self._sources: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
-        self._targets: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
-        self._ends = [0]
-        self._count = 0
-
-    def add(self, sources: Tensor, targets: Tensor) -> None:
-        assert len(sources) == len(targets)
-        self._sources.append(sources)
-        self._targets.append(targets)
-        self._count += len(sources)
-
-    def close(self) -> None:
-        """The layer is done."""
-        self._ends.append(self._count)
-
-    def joined(self) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.cat(self._sources), torch.cat(self._targets), torch.tensor(self._ends)
+def _joined(new: Tensor, counts: Tensor, old: Sequence[Sequence[Tensor]], rows: Tensor) -> list[list[Tensor]]:
+    """The first ``counts [L, H]`` values of each head, and behind them what it had after its first `rows`."""
+    pairs = zip(counts.tolist(), rows.tolist(), strict=True)
+    return [
+        [torch.cat((new[i, h, :n], old[i][h][m:])) for h, (n, m) in enumerate(zip(*both, strict=True))]
+        for i, both in enumerate(pairs)
+    ]

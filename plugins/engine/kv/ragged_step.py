@@ -63,23 +63,41 @@ class RaggedStep:
         torch.cumsum(self._count, 0, out=self._start[1:])
         words = (max(counts) + 63) // 64
         trees = [_chain(request.chunk, request.tree, words) for request in requests]
-        self._ancestors = torch.from_numpy(np.concatenate([np.tile(bits, (heads, 1)) for bits, _ in trees]))
-        self._depth = torch.from_numpy(np.concatenate([np.tile(depth, heads) for _, depth in trees]))
+        ancestors = torch.from_numpy(np.concatenate([np.tile(bits, (heads, 1)) for bits, _ in trees]))
+        depth = torch.from_numpy(np.concatenate([np.tile(depth, heads) for _, depth in trees]))
+        #: One plan for all layers: it reads the table and the lengths when it runs, and each layer puts its own there.
+        self._table, self._length = self._tables[0].clone(), self._ctx[0].clone()
+        start = self._start[:-1]
+        self._plan = prepare(self._table, start, self._length, ancestors, depth, self._count, self._isa)
+        firsts, one = [request.first for request in requests], max(counts) == 1
+        #: Where every request has one row and they follow each other, what is taken out is a view.
+        self._rows = slice(firsts[0], firsts[0] + len(firsts)) if one and _follow(firsts) else None
 
     def run(
         self, layer: str, query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor,
         output: Tensor, scale: float, softcap: float,
     ) -> None:  # fmt: skip
         """Attention of one layer's ragged rows into `output`; arguments as `Plan.run` has them."""
-        number, heads = self._numbers[layer], self._heads
-        context = (self._tables[number], self._start[:-1], self._ctx[number])
-        plan = prepare(*context, self._ancestors, self._depth, self._count, self._isa)
-        q = query.unflatten(1, (heads, -1))[self._row, self._head]
+        number = self._numbers[layer]
+        self._table.copy_(self._tables[number])
+        self._length.copy_(self._ctx[number])
+        caches = (_one_head(key_cache), _one_head(value_cache))
+        if self._rows is not None and output.is_contiguous():
+            q, k, v, out = (self._by_head(x[self._rows]) for x in (query, key, value, output))
+            return self._plan.run(q, k, v, *caches, out, scale, softcap=softcap)
+        q = query.unflatten(1, (self._heads, -1))[self._row, self._head]
         out = torch.empty_like(q)
         k, v = (rows[self._row, self._head][:, None] for rows in (key, value))
-        caches = (_one_head(key_cache), _one_head(value_cache))
-        plan.run(q, k, v, *caches, out, scale, softcap=softcap)
-        output.unflatten(1, (heads, -1))[self._row, self._head] = out
+        self._plan.run(q, k, v, *caches, out, scale, softcap=softcap)
+        output.unflatten(1, (self._heads, -1))[self._row, self._head] = out
+
+    def _by_head(self, rows: Tensor) -> Tensor:
+        """``[n * H, G, D]`` of ``rows [n, H * G, D]``."""
+        return rows.reshape(-1, rows.shape[1] // self._heads, rows.shape[2])
+
+
+def _follow(firsts: Sequence[int]) -> bool:
+    return firsts == list(range(firsts[0], firsts[0] + len(firsts)))
 
 
 def _one_head(cache: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from thriftree.plugins.kv_cache.rows import Rope
 
 #: Block ids of the request in a KV cache group, from its first token on.
 Blocks = Callable[[int], Tensor]
-_UNSEEN = 64  # queries that wait, at most, until a method that adds up has seen them
+#: Queries that wait, at most, until a method that adds up has seen them. Each takes the room of `G / 2` cached rows.
+_UNSEEN = 8
 
 
 class RequestCache(ABC):
@@ -131,10 +132,13 @@ class DroppingCache(RequestCache):
         rows.observe(number, blocks(g), length, shaped, computed)
 
     def see(self, queries: Tensor, position: int, blocks: Blocks) -> None:
-        ring = self.ring
-        if ring is not None and self.plan.method.observes and ring.unseen + queries.shape[1] > ring.window:
-            self._weigh(position, blocks)
-        super().see(queries, position, blocks)
+        if not self.plan.method.observes:
+            return super().see(queries, position, blocks)
+        for piece in queries.split(_UNSEEN, 1):
+            if self.ring is not None and self.ring.unseen + piece.shape[1] > _UNSEEN:
+                self._weigh(position, blocks)
+            super().see(piece, position, blocks)
+            position += piece.shape[1]
 
     def _weigh(self, length: int, blocks: Blocks) -> None:
         """The waiting queries, the newest of which is at ``length - 1``, against all rows."""

@@ -91,7 +91,7 @@ class Recorder:
             if dropped:
                 name = next(n for n, cache in runner._caches.items() if rows in cache.groups)
                 for number, index in enumerate(rows.group.indices):
-                    heads = [pos.sort().values for pos in rows._pos[number]]
+                    heads = [pos.sort().values.long() for pos in rows._pos[number]]
                     self._pass(name).kept.setdefault(index, []).append(heads)
             return dropped
 
