@@ -80,6 +80,7 @@ def _check_contracts(processor: Any) -> None:
     from vllm.exceptions import VLLMValidationError
 
     from thriftree.plugins.engine.drafting import check_contract
+    from thriftree.plugins.engine.kv.plan import check_room
     from thriftree.plugins.engine.kv.support import terms_of
 
     stock = processor._validate_params
@@ -98,3 +99,18 @@ def _check_contracts(processor: Any) -> None:
 
     _validate_params.thriftree = True  # type: ignore[attr-defined]
     processor._validate_params = _validate_params
+    whole = processor.process_inputs
+
+    @functools.wraps(whole)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = whole(self, *args, **kwargs)
+        params = request.sampling_params
+        if params is not None and EXTRA_ARGS_KEY in (params.extra_args or {}):
+            tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
+            try:
+                check_room(params, len(tokens), terms_of(self.vllm_config))
+            except ValueError as error:
+                raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{EXTRA_ARGS_KEY}") from error
+        return request
+
+    processor.process_inputs = process_inputs

@@ -90,6 +90,12 @@ class TreeScheduler(Scheduler):
         self._over.clear()
         return outputs
 
+    def add_request(self, request: Request) -> None:
+        super().add_request(request)
+        if request.request_id in self.requests and not self._manager.fits(request):
+            # It would wait for ever, and all that come after it: its client gets an error in the next step.
+            self.grammar_compile_error_reqs.add(request.request_id)
+
     def _tell(self, output: EngineCoreOutput, request: Request | None) -> None:
         """What became of a compressed request's cache: with its last output, and whenever more blocks were freed."""
         if request is None or output.kv_transfer_params is not None:

@@ -45,7 +45,8 @@ class Compression:
         ):
             return found
         specs.register()
-        most = None if self.terms.max_tokens is None else self.terms.max_tokens + self.chunk
+        limit = self.terms.max_tokens
+        most = None if limit is None else specs.cap(limit, self.chunk, self.terms.block)
         layers = 1 + max(extract_layer_index(name) for name in found)
         made = dict(found)
         for name, spec in found.items():

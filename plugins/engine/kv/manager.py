@@ -74,10 +74,11 @@ class CompressingKVCacheManager(KVCacheManager):
             return super().allocate_slots(request, num_new_tokens, *args, **kwargs)
         computed = request.num_computed_tokens + kwargs.get("num_new_computed_tokens", 0)
         self._free_outside(request.request_id, plan, max(0, computed - request.num_in_flight_tokens))
-        if kwargs.get("full_sequence_must_fit") and not plan.defer:
-            # It never holds more than its window and a chunk, however long it is.
+        most = self._most_blocks(plan, request.num_tokens)
+        if kwargs.get("full_sequence_must_fit") and most < self._most_blocks(None, request.num_tokens):
+            # It never holds all of its tokens at once, however long it is.
             kwargs["full_sequence_must_fit"] = False
-            if self._most_blocks(plan, request.num_tokens) > self.block_pool.get_num_free_blocks():
+            if most > self.block_pool.get_num_free_blocks():
                 return None
         return super().allocate_slots(request, num_new_tokens, *args, **kwargs)
 
@@ -89,9 +90,18 @@ class CompressingKVCacheManager(KVCacheManager):
             manager._remove_blocks_in_range(name, 0, start // tier.block)
         self._freed[name] = self._freed.get(name, 0) + self.block_pool.get_num_free_blocks() - before
 
-    def _most_blocks(self, plan: Plan, tokens: int) -> int:
-        total = 0
-        for tier in self._tiers:
-            window = plan.window(tier)
-            total += min(-(-tokens // tier.block), (tokens - window.start(tokens) + self._chunk) // tier.block + 2)
-        return total
+    def fits(self, request: Request) -> bool:
+        """Whether the pool has room for all that the request may come to hold, if it were alone."""
+        tokens = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
+        return self._most_blocks(self.plan(request), tokens) < self.block_pool.num_gpu_blocks  # one is the null block
+
+    def _most_blocks(self, plan: Plan | None, tokens: int) -> int:
+        """What a request holds at most, on its way to so many tokens."""
+        return sum(-(-self._most_rows(plan, tokens, tier) // tier.block) for tier in self._tiers)
+
+    def _most_rows(self, plan: Plan | None, tokens: int, tier: Tier) -> int:
+        if plan is None:
+            return tokens
+        # Before its last chunk, and just before an event.
+        rows = tokens - plan.window(tier).start(max(0, tokens - self._chunk)) + tier.block - 1
+        return min(tokens, max(rows, plan.prompt + self._chunk) if plan.defer else rows)

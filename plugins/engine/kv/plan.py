@@ -10,7 +10,7 @@ from thriftree.plugins.engine.contract_var import EXTRA_ARGS_KEY
 from thriftree.plugins.engine.drafting import read_contract
 from thriftree.plugins.kv_cache import registry
 from thriftree.plugins.kv_cache.base import Method
-from thriftree.plugins.kv_cache.request import Terms, budget, checked
+from thriftree.plugins.kv_cache.request import Terms, budget, checked, default
 from thriftree.plugins.kv_cache.window import Window
 
 _EVERYTHING = 1 << 40
@@ -71,12 +71,15 @@ class Plan:
 def plan_of(params: Any, prompt: int, terms: Terms) -> Plan | None:
     """The plan of a request with these sampling parameters and that many prompt tokens; None: its cache stays whole.
 
-    A request that cannot outgrow its budget is not touched at all.
+    A request that cannot outgrow its budget is not touched at all. One that says nothing gets the server's default.
     """
+    if terms.reason is not None:
+        return None
     extra = getattr(params, "extra_args", None) or {}
     contract = read_contract(extra.get(EXTRA_ARGS_KEY, {}))
-    asked = contract.get("kv", "off") if isinstance(contract, Mapping) else "off"
-    if asked == "off" or terms.reason is not None:
+    asked = contract.get("kv") if isinstance(contract, Mapping) else None
+    asked = default(terms) if asked is None else asked
+    if asked == "off":
         return None
     kv = checked(asked, terms)
     assert isinstance(kv, dict)
@@ -88,3 +91,21 @@ def plan_of(params: Any, prompt: int, terms: Terms) -> Plan | None:
     method = registry.configure(name, own)
     defer = bool(kv["defer"]) and not (terms.max_tokens is not None and prompt > terms.max_tokens)
     return Plan(name, method, rows, kv["sinks"], kv["recent"], defer, kv["per_head"], prompt)
+
+
+def check_room(params: Any, prompt: int, terms: Terms) -> None:
+    """A request that keeps its whole cache must fit in what the server grants.
+
+    Raises:
+        ValueError: it does not; the message names the field.
+    """
+    most = terms.max_tokens
+    if most is None or terms.reason is not None or prompt + params.max_tokens <= most:
+        return
+    plan = plan_of(params, prompt, terms)
+    if plan is None or plan.method.reads:
+        kept = "off" if plan is None else f"{plan.name} drops nothing"
+        raise ValueError(
+            f"thriftree.kv: {kept}, but a prompt of {prompt} tokens and an answer of {params.max_tokens} are above "
+            f"this server's cap of {most} tokens in its cache (--kv-max-tokens): let it compress, or ask for less"
+        )

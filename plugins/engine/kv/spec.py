@@ -16,7 +16,7 @@ class TierSpec(FullAttentionSpec):
 
     tier: int = 0
     full: int = 0
-    max_tokens: int | None = None  # rows that a request may hold, chunks included
+    max_tokens: int | None = None  # rows that a head of a request may hold while it is computed; retrieval heads: all
 
     @classmethod
     def merge(cls, specs: list[Any]) -> Any:
@@ -35,9 +35,18 @@ class TierSpec(FullAttentionSpec):
         whole = super().max_memory_usage_bytes(vllm_config)
         if self.max_tokens is None:
             return whole
-        kept = -(-self.max_tokens // self.block_size) * self.page_size_bytes
-        heads = self.num_kv_heads
-        return min(whole, (self.full * whole + (heads - self.full) * kept) // heads)
+        page, heads = self.page_size_bytes, self.num_kv_heads
+        kept = -(-self.max_tokens // self.block_size)
+        pages = -(-(self.full * (whole // page) + (heads - self.full) * kept) // heads) + 2 * bool(self.full)
+        return min(whole, pages * page)
+
+
+def cap(tokens: int, chunk: int, block: int) -> int:
+    """Rows that a head holds at most which keeps `tokens`, while steps add `chunk` to it: whole blocks.
+
+    A window is a block wider just before it moves on, and does not end where a block does.
+    """
+    return -(-(tokens + chunk + 2 * (block - 1)) // block) * block
 
 
 def register() -> None:
