@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,8 @@ def start(name: str, spec: Mapping[str, Any], log: Path, behind: Server | None =
     with log.open("wb") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
     assert process.stdout is not None
-    line = process.stdout.readline().strip()
+    with process.stdout:
+        line = process.stdout.readline().strip()
     if not line.isdigit():
         process.kill()
         process.wait()
@@ -103,8 +104,8 @@ def wait(server: Server, log: Path, path: str = "/health", seconds: float = _STA
 
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.process.poll() is None:
-        with suppress(OSError, http.client.HTTPException):
-            asking = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        asking = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        with suppress(OSError, http.client.HTTPException), closing(asking):
             asking.request("GET", path)
             if asking.getresponse().status == 200:
                 return
