@@ -170,6 +170,6 @@ def _report(
         console.print(text, soft_wrap=True, highlight=False, style="yellow" if text.startswith("WARNING") else "")
     if args.json is not None:
         options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-        result = {"conditions": found, "options": options, "lines": said, "groups": groups}
+        result: dict[str, Any] = {"conditions": found, "options": options, "lines": said, "groups": groups}
         result |= {"rows": tables, "samples": [asdict(sample) for sample in samples]}
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from thriftree.benchmarks.kv.policies import Policy
 from thriftree.plugins.kv_cache import registry
 
 KEEP = (0.5, 0.25, 0.125)
-_HEADS = {"induction": 4, "echo": 1}  # as the head file's default shares, on the default model
+_HEADS: dict[str, Any] = {"induction": 4, "echo": 1}  # as the head file's default shares, on the default model
 _PER_HEAD = ("keydiff", "expected_attention", "razor_observed")
 _AWARE = ("snapkv", "expected_attention", "razor_observed")
 _SHORT = (
@@ -69,7 +71,7 @@ def _control(name: str) -> bool:
     return name in ("random", "stride")
 
 
-def _heads(method: str) -> dict[str, int]:
+def _heads(method: str) -> dict[str, Any]:
     return _HEADS if registry.describe(method).retrieval else {}
 
 

@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -117,6 +119,17 @@ class LiveServer:
             return httpx.get(f"{self.url}{path}", timeout=2).status_code == 200
         except httpx.HTTPError:
             return False
+
+
+@contextmanager
+def together(*servers: LiveServer) -> Iterator[None]:
+    """All started at once, all stopped at the end: a start is mostly imports, one process after the other."""
+    with ExitStack() as stack, ThreadPoolExecutor(len(servers)) as pool:
+        starting = [pool.submit(server.__enter__) for server in servers]
+        for server, start in zip(servers, starting, strict=True):
+            start.result()
+            stack.push(server)
+        yield
 
 
 def _ancestors(pid: int) -> list[int]:

@@ -13,7 +13,7 @@ import pytest
 from tests.server import conformance_responses  # noqa: F401  (it adds its cases)
 from tests.server.bad_requests import BAD
 from tests.server.conformance import CASES, Asking
-from tests.server.live import LiveServer
+from tests.server.live import LiveServer, together
 from tests.server.stock import StockServer
 from thriftree.zoo import tiny
 
@@ -72,20 +72,27 @@ def record(server: LiveServer) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+    """What the stock server answers and what ours does: started together, asked one after the other."""
     model = str(tiny.ensure("llama-bytes"))
-    with StockServer(tmp_path_factory.mktemp("stock"), ["--model", model, *FLAGS, *TOOLS]) as server:
-        return record(server)
+    stock = StockServer(tmp_path_factory.mktemp("stock"), ["--model", model, *FLAGS, *TOOLS])
+    ours = LiveServer(tmp_path_factory.mktemp("ours"), [model, *FLAGS, *TOOLS, "--thrift", "exact"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # stock vLLM would take all memory
+        with together(stock, ours):
+            yield [record(stock), record(ours)]
+            assert ours.wait_idle()
+    assert ours.code == 0
 
 
 @pytest.fixture(scope="module")
-def ours(stock: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """After `stock`: one engine at a time."""
-    model = str(tiny.ensure("llama-bytes"))
-    with LiveServer(tmp_path_factory.mktemp("ours"), [model, *FLAGS, *TOOLS, "--thrift", "exact"]) as server:
-        yield record(server)
-        assert server.wait_idle()
-    assert server.code == 0
+def stock(both: list[dict[str, Any]]) -> dict[str, Any]:
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def ours(both: list[dict[str, Any]]) -> dict[str, Any]:
+    return both[1]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -6,7 +6,6 @@ import json
 import random
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,12 +30,8 @@ DEADLINE = 0.6
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    smollm2.ensure()
-    flags = ["--admission-max-running", "4", "--admission-max-queue", "16", "--deadlines-between-tokens", "60"]
-    with LiveServer(tmp_path_factory.mktemp("server"), flags) as live:
-        yield live
-    assert live.code == 0, live.console
+def server(default_server: LiveServer) -> LiveServer:
+    return default_server
 
 
 def running(server: LiveServer) -> float:
@@ -124,3 +119,17 @@ def test_a_crowd_that_vanishes_leaves_nothing(server: LiveServer) -> None:
     rest(server)
     answer = httpx.post(f"{server.url}/v1/chat/completions", json={**CHAT, "max_tokens": 4}, timeout=60)
     assert answer.status_code == 200
+
+
+def test_last_of_all_stopping_lets_answers_finish(server: LiveServer) -> None:
+    """Here, because no file after this one uses that server."""
+    body = {**CHAT, "max_tokens": 80, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
+        with ThreadPoolExecutor(1) as pool:
+            code = pool.submit(server.stop)
+            events = [line.removeprefix("data: ") for line in lines if line]
+            assert events[-1] == "[DONE]"
+            assert json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
+            assert code.result() == 0

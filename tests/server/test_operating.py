@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.live import LiveServer
+from tests.server.live import LiveServer, together
 from thriftree.zoo import tiny
 
 pytestmark = pytest.mark.live
@@ -76,10 +76,18 @@ class Stream(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = tmp_path_factory.mktemp("operated")
-    with LiveServer(folder, flags(folder, "--access-log", str(folder / "access.jsonl"))) as live:
-        yield live
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[LiveServer]]:
+    """Three, since each of three tests ends one."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("operated", "dying", "twice")]
+    more = (["--access-log", str(folders[0] / "access.jsonl")], [], ["--drain-timeout", "60"])
+    made = [LiveServer(folder, flags(folder, *words)) for folder, words in zip(folders, more, strict=True)]
+    with together(*made):
+        yield made
+
+
+@pytest.fixture
+def server(servers: list[LiveServer]) -> LiveServer:
+    return servers[0]
 
 
 def post(server: LiveServer, headers: dict[str, str], **body: Any) -> httpx.Response:
@@ -143,27 +151,27 @@ def test_drain(server: LiveServer) -> None:
     assert server.wait() == 0
 
 
-def test_an_engine_that_dies(tmp_path: Path) -> None:
-    with LiveServer(tmp_path, flags(tmp_path)) as server:
-        stream = Stream(server)
-        os.kill(server.child("EngineCore"), signal.SIGKILL)
-        died = time.monotonic()
-        assert stream.last_error()
-        try:
-            while httpx.get(f"{server.url}/ready").status_code == 200:
-                assert time.monotonic() - died < 5
-        except httpx.HTTPError:
-            assert time.monotonic() - died < 20  # it has left by now
-        assert server.wait() == 1
-        assert "the engine died" in server.console
+def test_an_engine_that_dies(servers: list[LiveServer]) -> None:
+    server = servers[1]
+    stream = Stream(server)
+    os.kill(server.child("EngineCore"), signal.SIGKILL)
+    died = time.monotonic()
+    assert stream.last_error()
+    try:
+        while httpx.get(f"{server.url}/ready").status_code == 200:
+            assert time.monotonic() - died < 5
+    except httpx.HTTPError:
+        assert time.monotonic() - died < 20  # it has left by now
+    assert server.wait() == 1
+    assert "the engine died" in server.console
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
-    with LiveServer(tmp_path, [*flags(tmp_path), "--drain-timeout", "60"]) as server:
-        stream = Stream(server)
-        server.signal(signal.SIGTERM)
-        time.sleep(0.5)
-        assert stream.is_alive()
-        begun = time.monotonic()
-        server.signal(signal.SIGTERM)
-        assert server.wait() == 0 and time.monotonic() - begun < 20  # and not 60
+def test_a_second_signal_ends_at_once(servers: list[LiveServer]) -> None:
+    server = servers[2]
+    stream = Stream(server)
+    server.signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert stream.is_alive()
+    begun = time.monotonic()
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0 and time.monotonic() - begun < 20  # and not 60

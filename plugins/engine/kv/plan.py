@@ -46,7 +46,8 @@ class Plan:
         if self.method.reads:
             return Window(_EVERYTHING, tier.block, self.prompt)
         share = self.method.share(tier.index, tier.tiers)
-        rows = max(round(self.budget * share), self.sinks + self.recent + tier.block)
+        least = self.sinks + self.recent + tier.block  # whatever a tier's share is
+        rows = least + round(share * (self.budget - least))
         full = tier.full if self.method.retrieval else 0
         return Window(rows, tier.block, self.prompt, self.defer, full, tier.heads)
 
