@@ -30,6 +30,7 @@ _MANY = 4  # from this batch on
 #: row -> engine, what its requests ask for ("equal": nothing, with a prompt as long as a compressed cache).
 ROWS: dict[str, tuple[str, dict[str, Any] | None]] = {
     BASE: ("stock", None),
+    "stock again": ("stock again", None),
     WHOLE: ("stock", None),
     "available, off": ("heads off", None),
     "available with a head file, off": ("heads", None),
@@ -40,7 +41,7 @@ ROWS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "keydiff, per head": ("heads off", {"method": "keydiff", "per_head": True}),
     "razor_observed": ("heads", {"method": "razor_observed"}),
 }
-_HEADS = {"stock": None, "heads off": "off", "heads": "default"}
+_HEADS = {"stock": None, "stock again": None, "heads off": "off", "heads": "default"}
 
 
 def parser() -> argparse.ArgumentParser:
