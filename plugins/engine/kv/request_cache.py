@@ -121,7 +121,10 @@ class DroppingCache(RequestCache):
         return super().queries_wanted(chunk)
 
     def observer(self, chunk: int, computed: int, blocks: Blocks) -> Observer | None:
-        return partial(self._observe, blocks, computed) if chunk > 1 and self.plan.method.observes else None
+        if chunk == 1 or not self.plan.method.observes:
+            return None
+        self._weigh(computed, blocks)  # those that wait are the newest ones, and this chunk is not kept beside them
+        return partial(self._observe, blocks, computed)
 
     def _observe(self, blocks: Blocks, computed: int, layer: str, queries: Tensor) -> None:
         g, number = self._place[layer]
