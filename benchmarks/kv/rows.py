@@ -9,7 +9,7 @@ from thriftree.plugins.kv_cache import registry
 
 KEEP = (0.5, 0.25, 0.125)
 _HEADS: dict[str, Any] = {"induction": 4, "echo": 1}  # as the head file's default shares, on the default model
-_PER_HEAD = ("keydiff", "expected_attention", "razor_observed")
+_PER_HEAD = ("keydiff", "expected_attention", "razor_observed", "razor_keydiff")
 _AWARE = ("snapkv", "expected_attention", "razor_observed")
 _SHORT = (
     "razor_observed",
@@ -30,7 +30,6 @@ def policies() -> list[Policy]:
     made += [
         _razor("razor_observed, 14 heads", "observed", induction=13, echo=1),
         _razor("razor_attention, row from layer 2", "streaming_llm", compensate=2, **_HEADS),
-        _razor("retrieval heads + keydiff + per_head", "keydiff", per_head=True, **_HEADS),
         _razor("retrieval heads + expected_attention", "expected_attention", **_HEADS),
         _razor("retrieval heads + observed or expected", "blend", per_head=True, second="expected_attention", **_HEADS),
         *(_razor(f"razor_observed, random heads, seed {seed}", "observed", control=seed, **_HEADS) for seed in (1, 2)),

@@ -18,6 +18,7 @@ DEFAULT_METHOD = "razor_observed"
 #: name -> module in this package, class. One line per method.
 _METHODS: dict[str, tuple[str, str]] = {
     "razor_observed": ("razor_observed", "RazorObserved"),
+    "razor_keydiff": ("razor_keydiff", "RazorKeyDiff"),
     "razor_attention": ("razor_attention", "RazorAttention"),
     "observed": ("observed", "Observed"),
     "h2o": ("h2o", "H2O"),

@@ -25,9 +25,10 @@ def test_not_built_is_said(name: str, capsys: pytest.CaptureFixture[str]) -> Non
 def test_all_runs_everything_and_fails_if_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(cli, "_speculation", lambda argv: ran.append("speculation") or 1)
+    monkeypatch.setattr(cli, "_kv", lambda argv: ran.append("kv") or 0)
     monkeypatch.setattr(cli, "_gateway", lambda argv: ran.append("gateway") or 0)
     assert cli.main(["all"]) == 1
-    assert ran == ["speculation", "gateway"]
+    assert ran == ["speculation", "kv", "gateway"]
 
 
 def test_unknown_benchmark(capsys: pytest.CaptureFixture[str]) -> None:

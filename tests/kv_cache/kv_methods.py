@@ -8,6 +8,7 @@ import pytest
 
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("razor_observed", {}),
+    ("razor_keydiff", {}),
     ("razor_attention", {}),
     ("observed", {}),
     ("h2o", {}),

@@ -187,7 +187,8 @@ def test_rows_that_hold_everything_by_age() -> None:
     pos = torch.tensor([[5, 0, 3, 9], [1, 9, 2, 4]])
     for method in ("streaming_llm", "razor_attention"):
         assert registry.configure(method).score(positions_only(pos, 2, 10)).argsort().equal(pos.argsort())
-    assert {m for m in registry.names() if registry.describe(m).retrieval} == {"razor_attention", "razor_observed"}
+    retrieval = {name for name in registry.names() if registry.describe(name).retrieval}
+    assert retrieval == {"razor_attention", "razor_keydiff", "razor_observed"}
 
 
 def test_stride_is_evenly_spaced_at_every_budget() -> None:

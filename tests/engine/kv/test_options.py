@@ -76,7 +76,9 @@ def test_on_refuses_and_auto_says_why() -> None:
 
 def test_what_is_missing_says_what_would_bring_it() -> None:
     terms = of(heads="off").terms(None, {"knorm": "not on this engine"}, 32, layers=1)
-    assert {"razor_observed", "razor_attention", "pyramid_kv", "knorm", "lacache"} == set(terms.missing)
+    assert {"razor_observed", "razor_keydiff", "razor_attention", "pyramid_kv", "knorm", "lacache"} == set(
+        terms.missing
+    )
     assert "--kv-heads" in terms.missing["razor_observed"] and "--kv-tiers" in terms.missing["pyramid_kv"]
     assert "model of 1 layers" in terms.missing["lacache"]
     assert (terms.method, terms.block, terms.least()) == ("observed", 32, 68)
