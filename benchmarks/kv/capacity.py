@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     add("--requests", type=int, default=24, help="that come at once (default: 24)")
     add("--budget", type=int, default=128, help="rows that a compressed request keeps (default: 128)")
     add("--times", type=float, default=8, help="the mean prompt, in budgets (default: 8)")
-    add("--pool", type=int, default=4096, help="tokens that plain vLLM can hold (default: 4096)")
+    add("--pool", type=int, default=4352, help="tokens that plain vLLM can hold (default: 4352)")
     add("--rows", nargs="+", metavar="NAME", help=f"of {', '.join(map(repr, ROWS))}")
     add("--no-refusal", action="store_true", help="do not try the prompt that is larger than its pool")
     add("--eager", action="store_true", help="without compilation")
