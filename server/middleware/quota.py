@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from thriftree.server.errors import ApiError
 from thriftree.server.metrics import Metrics
 from thriftree.server.quota import answers
-from thriftree.server.quota.cost import Cost, cost_of, field_of, spent
-from thriftree.server.quota.limiter import Limiter, Plan, Refusal, StoreUnavailable, plan_of
+from thriftree.server.quota.cost import Cost, bound_of, cost_of, field_of, spent
+from thriftree.server.quota.limiter import Limiter, Plan, Refusal, StoreUnavailable, at_ease, plan_of
 from thriftree.server.quota.prompt_tokens import PromptCounter
 from thriftree.server.scope import RequestInfo, info
 
@@ -78,8 +78,11 @@ class TenantQuota:
         if not limits or request.route in _NO_TOKENS or request.body is None:
             return Cost()
         lowest = min(limits, key=lambda bucket: bucket.rate.per_minute)
-        body = await request.body.parsed()
-        cost = await cost_of(request.route, body, self.counter(), lowest.rate.per_minute)
+        body, counter, limit = await request.body.parsed(), self.counter(), lowest.rate.per_minute
+        bound = bound_of(request.route, body, counter, limit)
+        if bound is not None and at_ease(plan, self.limiter.levels(plan), bound.tokens):
+            return bound  # settled by what the engine counts; its place among others is by the body's length
+        cost = await cost_of(request.route, body, counter, limit)
         request.prompt_tokens = cost.prompt
         if not lowest.rate.fits(cost.prompt):
             self._reject("quota_tokens")

@@ -7,7 +7,7 @@ from typing import Any
 
 from thriftree.plugins.engine.contract_var import Report
 from thriftree.server.quota.prompt_text import FIELDS, prompts_in
-from thriftree.server.quota.prompt_tokens import PromptCounter, rough
+from thriftree.server.quota.prompt_tokens import PromptCounter, TokenizerCounter, rough
 
 _ASKS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _UNSTATED = 256  # completion tokens taken for a request that names no bound
@@ -20,6 +20,7 @@ class Cost:
     prompt: int = 0
     completion: int = 0
     prompts: int = 1
+    counted: bool = True  # else `prompt` is an upper bound of it
 
     @property
     def tokens(self) -> int:
@@ -31,9 +32,25 @@ async def cost_of(route: str, body: Any, counter: PromptCounter | None, limit: i
     if not isinstance(body, dict):
         return Cost()
     prompt = await (counter or rough)(route, body)
+    return Cost(prompt, _wish(route, body, limit, prompt), prompts_in(body))
+
+
+def bound_of(route: str, body: Any, counter: PromptCounter | None, limit: int) -> Cost | None:
+    """What `cost_of` cannot exceed, for a fraction of its work; None: nothing is proven.
+
+    Only for what is settled by the engine's own count of the prompt: it must not be what a request is charged.
+    """
+    if not isinstance(counter, TokenizerCounter) or not isinstance(body, dict) or route not in _GENERATING:
+        return None
+    if prompts_in(body) != 1 or (prompt := counter.bound(route, body)) is None:
+        return None
+    return Cost(prompt, _wish(route, body, limit, prompt), counted=False)
+
+
+def _wish(route: str, body: dict[str, Any], limit: int, prompt: int) -> int:
+    """Completion tokens to take."""
     asked = _asked(body) if route in _GENERATING else 0
-    completion = min(asked, limit // _SHARE, max(0, limit - prompt))
-    return Cost(prompt, completion, prompts_in(body))
+    return min(asked, limit // _SHARE, max(0, limit - prompt))
 
 
 def field_of(body: Any) -> str | None:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Literal, Protocol
 
 from thriftree.server.principal import Quota
-from thriftree.server.quota.gcra import Rate
+from thriftree.server.quota.gcra import MINUTE, Rate
 
 Kind = Literal["requests", "tokens", "concurrent"]
 Holder = Literal["key", "tenant"]
@@ -70,6 +70,14 @@ class Refusal:
     levels: list[int] = field(default_factory=list)
 
 
+def at_ease(plan: Plan, levels: list[int] | None, tokens: int) -> bool:
+    """Whether every token bucket would be less than half used after that take."""
+    if levels is None:
+        return False
+    pairs = zip(plan.buckets, levels, strict=True)
+    return all(2 * (max(0, level) + b.rate.time_of(tokens)) < MINUTE for b, level in pairs if b.tokens)
+
+
 class StoreUnavailable(Exception):
     """The shared store cannot be reached, and the operator wants no request served unchecked."""
 
@@ -82,6 +90,9 @@ class Limiter(Protocol):
 
     async def stop(self) -> None:
         """Save for the last time."""
+
+    def levels(self, plan: Plan) -> list[int] | None:
+        """Per bucket, how far its TAT lies ahead, in nanoseconds; None: to know it, somebody would have to be asked."""
 
     async def admit(self, plan: Plan, tokens: int) -> Grant | Refusal:
         """Take one request and `tokens` from every bucket and slot of the plan, or nothing at all.

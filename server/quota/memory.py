@@ -30,6 +30,10 @@ class MemoryLimiter:
     async def stop(self) -> None:
         """Nothing to save."""
 
+    def levels(self, plan: Plan) -> list[int]:
+        now = self._clock()
+        return [self._tats.get(bucket.name, now) - now for bucket in plan.buckets]
+
     async def admit(self, plan: Plan, tokens: int) -> Grant | Refusal:
         now, tats, running = self._clock(), self._tats, self._running
         marks: list[int] = []

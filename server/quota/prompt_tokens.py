@@ -8,10 +8,12 @@ It never fails a request: what it cannot read, vLLM words the complaint about.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+from thriftree.server.quota.prompt_bound import bytes_bound
 from thriftree.server.quota.prompt_text import Prompt, prompt_of
 
 logger = logging.getLogger("thriftree.server")
@@ -21,6 +23,7 @@ PromptCounter = Callable[[str, dict[str, Any]], Awaitable[int]]
 
 _CHAT = ("/v1/chat/completions", "/v1/messages", "/v1/responses")
 _IN_LOOP = 4000  # characters that may be counted on the event loop: 1.6 ms; more go to a thread
+_BOUNDED = 50_000  # characters of a prompt that may be rendered on the event loop, to know its bytes
 _COUNTED = 2_000_000  # characters, a second's work; longer ones are estimated: no engine takes them
 _PIECE = 50_000  # characters encoded at once: what an encoding holds is freed under the interpreter's lock
 _OF_MESSAGE = 40  # characters that a message counts for there, however short it is
@@ -43,7 +46,7 @@ class TokenizerCounter:
 
     def __init__(self, tokenizer: Any, template: str | None = None) -> None:
         self._tokenizer, self._template = tokenizer, template
-        self._length = _length_of(tokenizer)
+        self._length, self._around = _length_of(tokenizer)
 
     async def __call__(self, route: str, body: dict[str, Any]) -> int:
         prompt = prompt_of(body, _VALUES)
@@ -51,12 +54,27 @@ class TokenizerCounter:
             return await asyncio.to_thread(self._count, route, body, None)
         return self._count(route, body, prompt)
 
+    def bound(self, route: str, body: dict[str, Any]) -> int | None:
+        """What ``await self(route, body)`` cannot exceed, uncounted; None: nothing is proven, or it takes long."""
+        if self._around is None:
+            return None
+        prompt = prompt_of(body, _VALUES)
+        if prompt.cut or prompt.media or prompt.characters + prompt.messages * _OF_MESSAGE > _BOUNDED:
+            return None
+        try:
+            if _is_chat(route, body):
+                rendered = self._render(chat_of(body), body)
+                return None if rendered is None else _bytes(rendered)
+            return sum(_bytes(text) + self._around for text in prompt.texts) + prompt.ids + _extras(prompt)
+        except ValueError:  # a lone surrogate
+            return None
+
     def _count(self, route: str, body: dict[str, Any], prompt: Prompt | None) -> int:
         prompt = prompt or prompt_of(body)
         if prompt.characters > _COUNTED:
             return _estimate(prompt)
         try:
-            chat = route in _CHAT or "messages" in body
+            chat = _is_chat(route, body)
             rendered = self._render(chat_of(body), body) if chat else None
             if rendered is not None:
                 return self._length(rendered, False) + prompt.media * _PER_MEDIUM
@@ -109,6 +127,14 @@ def _text(content: Any) -> Any:
     return "\n".join(part for part in parts if isinstance(part, str))
 
 
+def _is_chat(route: str, body: dict[str, Any]) -> bool:
+    return route in _CHAT or "messages" in body
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def _estimate(prompt: Prompt) -> int:
     return prompt.ids + prompt.characters // _CHARACTERS + _extras(prompt)
 
@@ -117,13 +143,17 @@ def _extras(prompt: Prompt) -> int:
     return prompt.messages * _PER_MESSAGE + prompt.media * _PER_MEDIUM
 
 
-def _length_of(tokenizer: Any) -> Callable[[str, bool], int]:
-    """``length(text, special)``: tokens of a text, with or without the special tokens around it."""
+def _length_of(tokenizer: Any) -> tuple[Callable[[str, bool], int], int | None]:
+    """``length(text, special)``: tokens of a text, with or without the special tokens around it.
+
+    And the number of those, where a text has no more tokens than bytes and these; else None.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return lambda text, special: len(tokenizer.encode(text, add_special_tokens=special))
+        return lambda text, special: len(tokenizer.encode(text, add_special_tokens=special)), None
     # A copy: the engine sets truncation on its own, and one that is being read in a thread refuses that.
-    own = type(backend).from_str(backend.to_str())
+    spec = backend.to_str()
+    own = type(backend).from_str(spec)
     own.no_truncation()
     own.no_padding()
 
@@ -132,7 +162,7 @@ def _length_of(tokenizer: Any) -> Callable[[str, bool], int]:
             return len(own.encode_batch_fast([text], add_special_tokens=special)[0])
         return sum(length(piece, special and i == 0) for i, piece in enumerate(_pieces(text)))
 
-    return length
+    return length, own.num_special_tokens_to_add(False) if bytes_bound(json.loads(spec)) else None
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -78,6 +78,9 @@ class RedisLimiter:
         with contextlib.suppress(*_Failed):
             await self._redis.aclose()
 
+    def levels(self, plan: Plan) -> None:
+        """They are with Redis."""
+
     async def admit(self, plan: Plan, tokens: int) -> Grant | Refusal:
         lease = uuid4().hex if plan.slots else ""
         costs = [_micros(b.rate.time_of(cost)) for b, cost in zip(plan.buckets, plan.costs(tokens), strict=True)]
