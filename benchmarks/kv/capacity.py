@@ -36,6 +36,7 @@ ROWS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "snapkv": ("heads off", {"method": "snapkv"}),
     "keydiff, per head": ("heads off", {"method": "keydiff", "per_head": True}),
     "razor_observed": ("heads", {"method": "razor_observed"}),
+    "razor_keydiff, per head": ("heads", {"method": "razor_keydiff", "per_head": True}),
     "snapkv, cap": ("cap", {"method": "snapkv"}),
     "razor_observed, cap": ("heads, cap", {"method": "razor_observed"}),
 }

@@ -40,6 +40,7 @@ ROWS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "observed": ("heads off", {"method": "observed"}),
     "keydiff, per head": ("heads off", {"method": "keydiff", "per_head": True}),
     "razor_observed": ("heads", {"method": "razor_observed"}),
+    "razor_keydiff, per head": ("heads", {"method": "razor_keydiff", "per_head": True}),
 }
 _HEADS = {"stock": None, "stock again": None, "heads off": "off", "heads": "default"}
 
