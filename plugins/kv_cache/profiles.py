@@ -16,6 +16,6 @@ class Profile:
 
 #: The profiles that may be lossy; all others leave the cache alone.
 PROFILES: dict[str, Profile] = {
-    "balanced": Profile("no measured setting (half of the cache and below) keeps 99 % of the full score, so it leaves KV alone"),
-    "max": Profile("no measured setting (half of the cache and below) keeps 95 % of the full score, so it leaves KV alone"),
+    "balanced": Profile("no setting that was measured (at half of the cache and below) keeps 99 % of the full score"),
+    "max": Profile("no setting that was measured (at half of the cache and below) keeps 95 % of the full score"),
 }
