@@ -104,10 +104,6 @@ def _reasons(config: Any) -> Iterator[str]:
     for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name) > 1:
             yield f"--{name.replace('_', '-')} {getattr(parallel, name)}"
-    if parallel.worker_cls not in ("auto", WORKER):
-        yield f"--worker-cls {parallel.worker_cls}: it must be {WORKER}"
-    if config.scheduler_config.scheduler_cls not in (None, SCHEDULER):
-        yield f"--scheduler-cls {config.scheduler_config.scheduler_cls}: it must be {SCHEDULER}"
     if str(cache.cache_dtype) not in ("auto", str(model.dtype).removeprefix("torch.")):
         yield f"--kv-cache-dtype {cache.cache_dtype}: rows are scored in the model's own type"
     if cache.kv_sharing_fast_prefill:
@@ -131,6 +127,11 @@ def _reasons(config: Any) -> Iterator[str]:
         yield "the model has sliding-window or chunked layers, whose kernel goes by key positions"
     if _alibi(text):
         yield "the model's ALiBi biases go by key positions"
+    # Last: where one of the others holds, vLLM has filled in its own worker by the time that requests are checked.
+    if config.scheduler_config.scheduler_cls not in (None, SCHEDULER):
+        yield f"--scheduler-cls {config.scheduler_config.scheduler_cls}: it must be {SCHEDULER}"
+    if parallel.worker_cls not in ("auto", WORKER):
+        yield f"--worker-cls {parallel.worker_cls}: it must be {WORKER}"
 
 
 def _windowed(text: Any) -> bool:
