@@ -12,7 +12,7 @@ from pathlib import Path
 
 from thriftree.benchmarks.gateway.http import Failed
 from thriftree.benchmarks.gateway.serve import KEEP_SECONDS
-from thriftree.benchmarks.gateway.servers import Server, wait
+from thriftree.benchmarks.gateway.servers import Server, end_with_parent, wait
 from thriftree.zoo import cache
 
 PACKAGE = "litellm[proxy]"
@@ -78,7 +78,7 @@ def start(folder: Path, behind: Server) -> Server:
     ours = {"PYTHONPATH", "VIRTUAL_ENV", "PYTHONWARNINGS"}
     environment = {k: v for k, v in os.environ.items() if k not in ours} | _ENVIRONMENT
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, preexec_fn=end_with_parent)
     made = Server("LiteLLM", process, port, behind)
     wait(made, log, "/health/liveliness", _START_SECONDS)
     made.others = _children(process.pid)

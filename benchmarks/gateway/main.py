@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -86,6 +87,7 @@ def main(argv: list[str]) -> int:
     except SystemExit as leaving:  # argparse has said it
         return int(leaving.code or 0)
     conditions = machine.conditions(["gateway", *argv])
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers are ended then, too
     try:
         found = _measure(args, notes.print)
     except (Failed, OSError) as error:
@@ -93,6 +95,8 @@ def main(argv: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     machine.finish(conditions)
     _report(args, conditions, found, console)
     return 0

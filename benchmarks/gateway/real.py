@@ -20,7 +20,7 @@ from typing import Any
 
 from thriftree.benchmarks import prompts
 from thriftree.benchmarks.gateway.http import CHAT, Connection, expect, request
-from thriftree.benchmarks.gateway.servers import Server, wait
+from thriftree.benchmarks.gateway.servers import Server, end_with_parent, wait
 from thriftree.benchmarks.stats import spread
 
 _START_SECONDS = 240.0
@@ -58,7 +58,7 @@ def _running(name: str, words: list[str], path: str, log: Path) -> Iterator[Serv
         port: int = probe.getsockname()[1]
     with log.open("wb") as out:
         command = [sys.executable, *words, "--port", str(port)]
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, preexec_fn=end_with_parent)
     server = Server(name, process, port)
     try:
         wait(server, log, path, _START_SECONDS)

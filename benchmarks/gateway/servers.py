@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -85,7 +86,7 @@ def start(name: str, spec: Mapping[str, Any], log: Path, behind: Server | None =
     """A server of `serve`. Raises Failed with its last words."""
     command = [sys.executable, "-m", "thriftree.benchmarks.gateway.serve", json.dumps(spec)]
     with log.open("wb") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, preexec_fn=end_with_parent)
     assert process.stdout is not None
     with process.stdout:
         line = process.stdout.readline().strip()
@@ -115,6 +116,15 @@ def wait(server: Server, log: Path, path: str = "/health", seconds: float = _STA
     server.process.wait()
     how = "ended while it started" if ended else f"did not start within {seconds:g} s"
     raise Failed(f"{server.name} {how}: {last_words(log)}")
+
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """In a new process: SIGTERM when the benchmark is gone, also where it was killed and could not say so (Linux)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def last_words(log: Path) -> str:

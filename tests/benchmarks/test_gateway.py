@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -66,6 +72,34 @@ def test_a_bad_flag_is_named_before_anything_runs(
 def test_the_short_and_the_long_form() -> None:
     short, full = main.options([]), main.options(["--full"])
     assert (short.requests, short.clients, full.requests, full.clients) == (2000, 200, 20000, 1000)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_leaves_no_server_behind(number: int) -> None:
+    command = [sys.executable, "-m", "thriftree.server.cli", "bench", "gateway", "--parts", "memory"]
+    command += ["--contenders", "gateway", "--requests", "10000000"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        try:
+            _wait(lambda: len(_servers(run.pid)) == 2)
+            servers = _servers(run.pid)
+            run.send_signal(number)
+            assert run.wait(30) == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+            _wait(lambda: not any(server.is_running() for server in servers))
+        finally:
+            run.kill()
+
+
+def _servers(pid: int) -> list[psutil.Process]:
+    return [
+        child for child in psutil.Process(pid).children() if "thriftree.benchmarks.gateway.serve" in child.cmdline()
+    ]
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_litellm_that_cannot_be_installed_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
