@@ -46,7 +46,7 @@ class CompressingKVCacheManager(KVCacheManager):
         name, seen = request.request_id, request.num_computed_tokens
         dropped = round(self._starts.get(name, 0.0))
         return {"method": plan.name, "seen": seen, "kept": seen - dropped, "blocks": self._freed.get(name, 0),
-                "touched": plan.touched(seen, self._tiers)}  # fmt: skip
+                "touched": plan.touched(seen - 1, self._tiers)}  # fmt: skip
 
     def forget(self, name: str) -> None:
         """The request is over."""

@@ -52,9 +52,9 @@ class Plan:
         return Window(rows, tier.block, self.prompt, self.defer, full, tier.heads)
 
     def touched(self, tokens: int, tiers: Sequence[Tier]) -> bool:
-        """Whether a request with so many tokens cached may have got another answer than with a whole cache."""
+        """Whether a token that came when so many were cached may be another one than with a whole cache."""
         if self.method.reads:
-            return tokens > self.prompt and tokens > self.budget
+            return tokens >= self.prompt and tokens >= self.budget
         return any(self.window(tier).start(tokens) > 0 for tier in tiers)
 
     def publishable(self, tiers: Sequence[Tier]) -> int:
