@@ -95,6 +95,10 @@ def resident(server: LiveServer) -> int:
     return int(next(line for line in text.splitlines() if line.startswith("VmRSS")).split()[1]) << 10
 
 
+#: Of the pinned vLLM's own handlers: an input item of a Responses request that is an earlier refusal is read as text.
+VLLM_BUGS = ("'ResponseOutputRefusal' object has no attribute 'text'",)
+
+
 def check(answer: httpx.Response, known: bool = False) -> Any:
     """A refusal in OpenAI's shape, or no refusal; its error."""
     if answer.status_code < 400:
@@ -265,7 +269,8 @@ def fuzz(server: LiveServer, method: str, path: str, examples: int) -> None:
         case.body = affordable(case.body)
         sent = case.as_transport_kwargs(base_url=server.url)
         allowed = {key: sent[key] for key in ("method", "url", "headers", "params", "json", "data") if sent.get(key)}
-        check(httpx.request(**allowed, timeout=30))
+        answer = httpx.request(**allowed, timeout=30)
+        check(answer, known=any(bug in answer.text for bug in VLLM_BUGS))
 
     run()
 
