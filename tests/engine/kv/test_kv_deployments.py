@@ -75,12 +75,13 @@ def test_two_ranks_behind_an_engine_core_of_its_own(
         dtype="float32", enforce_eager=True, max_model_len=512,
         tensor_parallel_size=2, distributed_executor_backend="mp", **flags,
     )  # fmt: skip
-    asks = rules()
+    asks = rules(tokens=20)
     texts: list[Any] = [{"prompt_token_ids": list(ask.prompt)} for ask in asks]
     outputs = llm.generate(texts, [ask.params for ask in asks], use_tqdm=False)
     accepted = [stats["accepted"] for stats in llm.collective_rpc("thrift_stats")]
     llm.llm_engine.engine_core.shutdown()
-    assert [list(one.outputs[0].token_ids) for one in outputs] == [answer and answer.tokens[0] for answer in expected]
+    got = [list(one.outputs[0].token_ids) for one in outputs]
+    assert got == [answer and answer.tokens[0][:20] for answer in expected]
     assert accepted[0] == accepted[1] > 0
 
 

@@ -69,7 +69,7 @@ def left(running: Engine) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("number", [400, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [250, pytest.param(2000, marks=pytest.mark.slow)])
 def test_random_requests(number: int, tmp_path: Path) -> None:
     heads = head_file(tmp_path / "tiny.heads.json")
     flags = {
