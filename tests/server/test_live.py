@@ -168,7 +168,7 @@ def test_streams_at_once(client: Any, server: LiveServer) -> None:
         ({"speculation": {"method": "eagle9"}}, "thrift.speculation.method", "thrift_invalid"),
         ({"speculation": {"max_nodes": -1}}, "thrift.speculation.max_nodes", "thrift_invalid"),
         ({"speculation": {"max_nodes": 4096}}, "thrift.speculation.max_nodes", "thrift_forbidden"),
-        ({"kv": {"method": "snapkv"}}, "thrift.kv", "thrift_unsupported"),
+        ({"kv": {"method": "snapkw"}}, "thrift.kv.method", "thrift_invalid"),
     ],
 )
 def test_bad_thrift_is_refused_and_disturbs_nobody(client: Any, thrift: Any, param: str, code: str) -> None:
