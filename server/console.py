@@ -72,7 +72,6 @@ def plain(error: BaseException) -> str:
 
 def fresh_log(folder: Path) -> Path:
     """A log file for this run; of the earlier ones the newest few stay."""
-    old = sorted(folder.glob("serve-*.log"), key=lambda file: file.stat().st_mtime)
-    for file in old[: -_KEEP_LOGS + 1]:
-        file.unlink(missing_ok=True)
+    for file in sorted(folder.glob("serve-*.log"))[: -_KEEP_LOGS + 1]:  # their names begin with the time
+        file.unlink(missing_ok=True)  # another server may be doing the same
     return folder / f"serve-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
