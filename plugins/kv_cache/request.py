@@ -41,6 +41,7 @@ class Terms:
     layers: int | None = None  # of the model
     max_tokens: int | None = None  # a request may keep so many per layer and head
     profile: str = "exact"  # of requests that say nothing
+    tiers: int = 1  # groups of layers that a method may give budgets of their own
 
     def least(self, sinks: int = SINKS, recent: int = RECENT) -> int:
         """The smallest budget."""
@@ -63,7 +64,8 @@ def named(profile: str, terms: Terms, capped: bool = False) -> Resolved:
 
 
 def _capped(terms: Terms) -> Resolved:
-    return "off" if terms.max_tokens is None else checked({"budget": terms.max_tokens}, terms)
+    most = _most(terms.method, {}, terms.least(), terms)
+    return "off" if most is None else checked({"budget": most}, terms)
 
 
 def checked(asked: Any, terms: Terms) -> Resolved:
@@ -90,7 +92,7 @@ def checked(asked: Any, terms: Terms) -> Resolved:
         raise Refused("thrift_invalid", f"kv.{name}", why or "not valid") from None
     return {
         "method": method,
-        **_size(asked, sinks, recent, terms),
+        **_size(asked, sinks, recent, method, own, terms),
         "sinks": sinks,
         "recent": recent,
         "defer": _flag(asked, "defer", _described(method).defer),
@@ -108,7 +110,9 @@ def budget(kv: Mapping[str, Any], prompt: int, terms: Terms) -> int:
     """Tokens that a resolved request keeps per layer and head once its prompt has `prompt` tokens."""
     asked: int = kv["budget"] if "budget" in kv else ceil(kv["keep"] * prompt)
     least = terms.least(kv["sinks"], kv["recent"])
-    return max(least, asked if terms.max_tokens is None else min(asked, terms.max_tokens))
+    own = {name: value for name, value in kv.items() if name not in SHARED}
+    most = _most(kv["method"], own, least, terms)
+    return max(least, asked if most is None else min(asked, most))
 
 
 def parameters(method: registry.Description, terms: Terms) -> dict[str, Any]:
@@ -141,13 +145,24 @@ def _method(name: Any, terms: Terms) -> str:
     return name
 
 
-def _size(asked: Mapping[str, Any], sinks: int, recent: int, terms: Terms) -> dict[str, Any]:
+def _most(method: str, own: Mapping[str, Any], least: int, terms: Terms) -> int | None:
+    """The largest budget under the cap: in no layer more than that, also where a method gives some more than others."""
+    if terms.max_tokens is None or terms.tiers == 1:
+        return terms.max_tokens
+    made = registry.configure(method, own)
+    share = max(made.share(tier, terms.tiers) for tier in range(terms.tiers))
+    return least + int((terms.max_tokens - least) / share)
+
+
+def _size(
+    asked: Mapping[str, Any], sinks: int, recent: int, method: str, own: Mapping[str, Any], terms: Terms
+) -> dict[str, Any]:
     """``{"budget": tokens}`` or ``{"keep": share}``."""
-    least, most = terms.least(sinks, recent), terms.max_tokens
+    least, cap = terms.least(sinks, recent), terms.max_tokens
     parts = f"{sinks} sinks, {recent} recent and a block of {terms.block}"
     if "budget" not in asked:
-        if most is not None and least > most:
-            why = f"{parts} are above this server's cap of {most} tokens (--kv-max-tokens)"
+        if cap is not None and least > cap:
+            why = f"{parts} are above this server's cap of {cap} tokens (--kv-max-tokens)"
             raise Refused("thrift_forbidden", "kv.recent" if recent >= sinks else "kv.sinks", why)
         return {"keep": _share(asked.get("keep", terms.keep))}
     if "keep" in asked:
@@ -156,8 +171,11 @@ def _size(asked: Mapping[str, Any], sinks: int, recent: int, terms: Terms) -> di
     if type(value) is not int or not least <= value <= _MOST:
         why = f"must be an integer from {least} ({parts}) to {_MOST}"
         raise Refused("thrift_invalid", "kv.budget", why)
+    most = _most(method, own, least, terms)
     if most is not None and value > most:
-        why = f"{value} is above this server's cap of {most} tokens (--kv-max-tokens)"
+        why = f"{value} is above this server's cap of {cap} tokens (--kv-max-tokens)"
+        if most != cap:
+            why += f" in some layers, which {method} gives more than others; its largest budget here is {most}"
         raise Refused("thrift_forbidden", "kv.budget", why)
     return {"budget": value}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thriftree.plugins.engine.drafting import check_contract
+from thriftree.plugins.engine.kv.plan import Tier, plan_of
 from thriftree.plugins.kv_cache import registry
 from thriftree.plugins.kv_cache.request import NOT_HERE, Refused, Terms, budget, checked, default, named, parameters
 from thriftree.server.contract import resolve
@@ -149,6 +151,39 @@ def test_true_is_not_one() -> None:
 def test_budget(asked: dict[str, Any], prompt: int, kept: int) -> None:
     kv = checked(asked, TERMS)
     assert isinstance(kv, dict) and budget(kv, prompt, TERMS) == kept
+
+
+TIERED = replace(TERMS, missing={}, tiers=3)
+
+
+@pytest.mark.parametrize("beta", [1.0, 1.5, 20.0, 1000.0])
+@pytest.mark.parametrize("asked", [{"budget": 4096}, {"keep": 1.0}, {"budget": 52}, {}])
+def test_layers_that_get_more_than_others_hold_the_cap_too(asked: dict[str, Any], beta: float) -> None:
+    """Of any budget that is taken, the widest tier is within the cap; a larger one is a 400 that names the field."""
+    wish = {"method": "pyramid_kv", "beta": beta, **asked}
+    try:
+        kv = checked(wish, TIERED)
+    except Refused as error:
+        assert beta > 1 and asked == {"budget": 4096}
+        assert (error.code, error.field) == ("thrift_forbidden", "kv.budget")
+        most = int(error.why.rpartition(" ")[2])
+        kv = checked({**wish, "budget": most}, TIERED)
+        with pytest.raises(Refused, match="--kv-max-tokens"):
+            checked({**wish, "budget": most + 1}, TIERED)
+    assert isinstance(kv, dict) and checked(kv, TIERED) == kv
+    params = SimpleNamespace(max_tokens=100000, extra_args={"thriftree": {"kv": kv}})
+    plan = plan_of(params, 20000, TIERED)
+    assert plan is not None
+    rows = [plan.window(Tier(tier, 3)).budget for tier in range(3)]
+    assert max(rows) <= 4096 and min(rows) >= TIERED.least() and sum(rows) <= 3 * plan.budget + 3
+    if asked != {"budget": 52}:
+        assert max(rows) >= 4094, "as much as the cap allows"
+
+
+def test_a_default_method_with_tiers_begins_to_work_within_the_cap() -> None:
+    terms = replace(TIERED, method="pyramid_kv")
+    kv = default(terms)
+    assert isinstance(kv, dict) and 2000 < kv["budget"] < 2200 and checked(kv, terms) == kv
 
 
 def test_under_a_cap_the_default_begins_to_work_at_the_cap() -> None:

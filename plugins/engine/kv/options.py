@@ -108,7 +108,7 @@ class KVOptions:
             raise ValueError(
                 f"--kv-method {method}: it drops nothing, which --kv-max-tokens needs of the default method"
             )
-        terms = Terms(None, missing, method, float(self.keep), block, layers, self.max_tokens)
+        terms = Terms(None, missing, method, float(self.keep), block, layers, self.max_tokens, tiers=self.tiers)
         if self.max_tokens is not None and self.max_tokens < terms.least():
             raise ValueError(f"--kv-max-tokens {self.max_tokens}: must be at least {terms.least()} on this engine")
         return terms
