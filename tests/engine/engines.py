@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
 import pytest
 from vllm import LLM, SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
 from thriftree.plugins.engine import linear
@@ -42,14 +44,22 @@ class Answer:
     logprobs: list[list[dict[int, float]] | None] = field(default_factory=list)
 
 
+class Stuck(Exception):
+    """Requests wait, and steps schedule nothing: somebody holds blocks or places that nobody gives back."""
+
+
 class Engine:
     """Drives the step loop by hand, so that arrivals and aborts fall on chosen steps."""
 
-    def __init__(self, llm: LLM) -> None:
+    def __init__(self, llm: LLM, patience: float = 60.0) -> None:
+        """`patience`: seconds without a scheduled token (a grammar that compiles, say) until a run gives up."""
         self.llm = llm
         self.engine = llm.llm_engine
         self.steps = 0
+        self.patience = patience
         self._serial = 0
+        self._failure: BaseException | None = None
+        self._moved = (-1, time.monotonic())
 
     @property
     def own_linear_layers(self) -> int:
@@ -70,12 +80,30 @@ class Engine:
         return self.core.model_executor.driver_worker.worker.model_runner
 
     def run(self, asks: Sequence[Ask], each_step: Callable[[], None] | None = None) -> list[Answer | None]:
-        """All answers in order; None for aborted requests."""
+        """All answers in order; None for aborted requests.
+
+        Raises:
+            Stuck: nothing moves any more.
+            RuntimeError: an earlier run failed in this engine, whose requests are still in it.
+            Exception: whatever a step raises.
+        """
+        if self._failure is not None:
+            raise RuntimeError("the engine failed in an earlier run") from self._failure
+        try:
+            return self._run(asks, each_step)
+        except VLLMValidationError:  # of a request that was not taken: the engine is as it was
+            raise
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def _run(self, asks: Sequence[Ask], each_step: Callable[[], None] | None) -> list[Answer | None]:
         names = [f"r{self._serial + i}" for i in range(len(asks))]
         self._serial += len(asks)
         answers: dict[str, Answer] = {}
         step = 0
         waiting = dict(zip(names, asks, strict=True))
+        self._moved = (-1, time.monotonic())
         gone = {name: ask.arrives + ask.abort_after for name, ask in waiting.items() if ask.abort_after is not None}
         while waiting or self.engine.has_unfinished_requests():
             for name in [n for n, ask in waiting.items() if ask.arrives <= step]:
@@ -91,9 +119,21 @@ class Engine:
                     answers[output.request_id] = _answer(output)
             step += 1
             self.steps += 1
+            self._check_moves(len(answers) + len(waiting))
             if each_step is not None:
                 each_step()
         return [answers.get(name) for name in names]
+
+    def _check_moves(self, told: int) -> None:
+        """`told`: a number that changes as answers come and requests arrive."""
+        requests = self.scheduler.requests.values()
+        state = hash((told, *((one.request_id, one.num_computed_tokens, one.num_tokens) for one in requests)))
+        if state != self._moved[0]:
+            self._moved = (state, time.monotonic())
+        elif self.engine.has_unfinished_requests() and time.monotonic() - self._moved[1] > self.patience:
+            free = self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+            counts = f"{len(self.scheduler.running)} running, {len(self.scheduler.waiting)} waiting, {free} free blocks"
+            raise Stuck(f"no token in {self.patience:g} s: {counts}")
 
     def settle(self) -> None:
         """One more step, so that the runner hears of the requests that finished last."""
