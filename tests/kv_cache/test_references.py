@@ -15,7 +15,8 @@ from torch import Tensor
 
 from thriftree.plugins.kv_cache import registry
 from thriftree.plugins.kv_cache.expected_attention import expected_logits, mean_rotation
-from thriftree.plugins.kv_cache.rows import Rope
+from thriftree.plugins.kv_cache.rows import Rope, Rows
+from thriftree.plugins.kv_cache.select import keep_mask
 
 
 def grown(method: str, tokens: int, keep: int = 20, **options: Any) -> tuple[Toy, Tensor]:
@@ -47,7 +48,31 @@ def check(toy: Toy, score: Tensor, expected: list[dict[int, float]]) -> None:
 
 def test_knorm() -> None:
     toy, score = grown("knorm", 30)
-    check(toy, score, [{p: -math.hypot(*toy.keys[h, p].tolist()) for p in range(30)} for h in range(HEADS)])
+    norms = [{p: -math.hypot(*toy.keys[h, p].tolist()) for p in range(30)} for h in range(HEADS)]
+    for head, expected in enumerate(norms):
+        for row, position in enumerate(toy.pos[head].tolist()):
+            assert abs(float(score[head, row]) / expected[position] - 1) <= 2**-12
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_knorm_of_equal_tokens_does_not_hang_on_the_last_bits(seed: int) -> None:
+    """Equal tokens have equal norms in a first layer, up to rounding, and that differs with the sizes of chunks."""
+    chance = torch.Generator().manual_seed(seed)
+    method, words = registry.configure("knorm"), torch.randn(9, 64, generator=chance)
+    said = torch.randint(9, (HEADS, 300), generator=chance)
+    pos = torch.arange(300).expand(HEADS, 300)
+    kept = []
+    for _ in range(8):
+        noise = 1 + 3e-7 * torch.randn(HEADS, 300, 64, generator=chance)
+        keys = words[said] * noise
+        rows = Rows(pos=pos, length=300, prompt=300, keep=100, read_keys=lambda keys=keys: keys)
+        kept.append(keep_mask(method.score(rows), pos, 100, 300, 4, 16))
+    assert all(torch.equal(one, kept[0]) for one in kept)
+    worst = (words[said].norm(dim=-1) * kept[0]).max(dim=1, keepdim=True).values
+    tied = (words[said].norm(dim=-1) == worst) & (pos >= 4) & (pos < 284)
+    for head in range(HEADS):
+        stays = [bool(kept[0][head, p]) for p in range(300) if tied[head, p]]
+        assert stays == sorted(stays), "of equal rows the newer ones stay"
 
 
 def test_keydiff() -> None:
