@@ -37,19 +37,14 @@ class TreeGrammar:
         return cls(manager, request)
 
     def descend(self, path: Sequence[int], token: int) -> bool:
-        """Whether `token` may follow `path`; the automaton is left where it was."""
-        moved = 0
-        try:
-            for step in (*path, token):
-                if step < 0 or self.automaton.is_terminated():
-                    return False
-                if not self.automaton.accept_tokens(self._request, [step]):
-                    return False
-                moved += 1
-            return True
-        finally:
-            if moved:
-                self.automaton.rollback(moved)
+        """Whether `token` may follow `path`; the automaton stays where it is.
+
+        `accept_tokens` would say the same, but a token that it refuses is an error in the log: drafts are guesses.
+        """
+        steps = [*path, token]
+        if min(steps) < 0 or self.automaton.is_terminated():
+            return False
+        return len(self.automaton.validate_tokens(steps)) == len(steps)
 
     def masks(self, drafts: Sequence[int], root: Mask) -> list[Mask]:
         """``[nodes + 1]`` masks: the root's, then what may follow each node (padding: the root's, never visited)."""
