@@ -10,6 +10,7 @@ from typing import Any
 
 from thriftree.plugins.kv_cache import registry
 from thriftree.plugins.kv_cache.profiles import PROFILES
+from thriftree.plugins.refused import Refused
 
 SINKS, RECENT = 4, 32  # where a request does not say
 #: What every method takes; the rest of an object is the method's own.
@@ -19,14 +20,6 @@ NOT_HERE = "this server was started without KV compression (--thrift off or --kv
 
 #: What the engine gets: "off", or a method with all its parameters.
 Resolved = str | dict[str, Any]
-
-
-class Refused(ValueError):
-    """``"kv.budget: why"``; `code` is the contract's: `thrift_invalid`, `thrift_unsupported` or `thrift_forbidden`."""
-
-    def __init__(self, code: str, name: str, why: str) -> None:
-        super().__init__(f"{name}: {why}")
-        self.code, self.field, self.why = code, name, why
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Visual-token pruning and merging: pure methods, tensors and plain data."""

@@ -1,0 +1,75 @@
+"""Method name -> its configuration, loaded when first asked for; and what a server says about its methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from thriftree.plugins import schema
+
+if TYPE_CHECKING:  # a gateway in front of other servers knows the names, and does without torch
+    from thriftree.plugins.vision.base import Method
+
+#: The method of a request that asks for fewer rows and names none.
+DEFAULT_METHOD = "divprune"
+
+#: name -> module in this package, class. One line per method.
+_METHODS: dict[str, tuple[str, str]] = {
+    "random": ("random", "Random"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A method as the server presents it; `parameters` is a JSON schema of what a request may set of it."""
+
+    name: str
+    paper: str
+    summary: str
+    parameters: dict[str, Any]
+    needs_text: bool
+    needs_attention: bool  # with its defaults it reads the attention of the vision tower
+    merges: bool
+    family: str = "vision"
+    exact: bool = False
+    default: bool = False
+
+
+def names() -> tuple[str, ...]:
+    return tuple(_METHODS)
+
+
+def _type(name: str) -> type[Method]:
+    if name not in _METHODS:
+        raise ValueError(f"method: unknown method {name!r}, expected one of {', '.join(_METHODS)}")
+    module, method = _METHODS[name]
+    found: type[Method] = getattr(import_module(f"thriftree.plugins.vision.{module}"), method)
+    return found
+
+
+def describe(name: str) -> Description:
+    from thriftree.plugins.vision.image import Tower
+
+    method = _type(name)
+    return Description(
+        name=name,
+        paper=method.paper,
+        summary=schema.summary(method),
+        parameters=schema.parameters(method),
+        needs_text=method.needs_text,
+        needs_attention=bool(method().taps(Tower(layers=24))),
+        merges=method.merges,
+        default=name == DEFAULT_METHOD,
+    )
+
+
+def configure(name: str, options: Mapping[str, Any] | None = None) -> Method:
+    """The method with `options` checked against its schema.
+
+    Raises:
+        ValueError: the message starts with the field's name.
+    """
+    made: Method = schema.built(name, _type(name), options)
+    return made
