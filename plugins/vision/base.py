@@ -78,10 +78,9 @@ class Method:
             return self.select(image)
         room = len(separators) if 4 * len(separators) <= image.keep else 0
         wanted = min(len(patches), image.keep - room)
-        chosen = (
-            self.select(_part(image, patches, wanted)) if wanted < len(patches) else Selection(torch.arange(wanted))
-        )
-        rows, features = (patches if whole else patches[chosen.rows]), chosen.features
+        whole = wanted == len(patches)
+        chosen = Selection(torch.arange(wanted)) if whole else self.select(_part(image, patches, wanted))
+        rows, features = patches[chosen.rows], chosen.features
         features = image.features[rows] if features is None else features
         extra = separators[: image.keep - wanted]
         order = torch.cat((rows, extra)).argsort()
