@@ -1,4 +1,4 @@
-"""Requests that keep their whole cache on a server with `--kv-max-tokens`: they must be short enough for it."""
+"""Requests that keep their whole cache under a cap (`--kv-max-tokens`, a key's): they must be short enough for it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ async def members(request: RequestInfo, terms: Terms, counter: PromptCounter | N
     if room < 1 or (asked or 0) > room:
         answer = f" and an answer of {asked}" if asked else ""
         how = terms.reason or "let it drop some"
-        why = f"a prompt of {prompt} tokens{answer}, all kept, is above this server's cap of {terms.max_tokens} tokens"
-        raise ContractError("thrift_forbidden", "thrift.kv", f"{why} (--kv-max-tokens): {how}")
+        why = f"a prompt of {prompt} tokens{answer}, all kept, is above {terms.cap}"
+        raise ContractError("thrift_forbidden", "thrift.kv", f"{why}: {how}")
     return {} if asked is not None else {route.limits[0]: room}
 
 

@@ -99,6 +99,11 @@ def check_priority(body: Mapping[str, Any], route: Route, headers: list[bytes], 
     return {}
 
 
+def held_to(server: Capabilities, caps: Caps) -> Capabilities:
+    """What the server can do for a key: no cache above the key's own cap."""
+    return server if caps.max_kv_budget is None else replace(server, kv=server.kv.held_to(caps.max_kv_budget))
+
+
 def resolve_for(thrift: Any, server: Capabilities, caps: Caps) -> dict[str, Any]:
     """`contract.resolve` within a key's profiles and methods.
 

@@ -17,6 +17,7 @@ class Caps:
     methods: tuple[str, ...] | None = None  # of any family
     max_visual_tokens: int | None = None
     priority: int = 0  # the best (lowest) that it may claim; vLLM's scale: lower runs earlier
+    max_kv_budget: int | None = None  # tokens that a request may keep in its cache, per layer
 
 
 @dataclass(frozen=True, slots=True)

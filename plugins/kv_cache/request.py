@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from math import ceil
 from typing import Any
@@ -14,7 +14,7 @@ from thriftree.plugins.refused import Refused
 
 SINKS, RECENT = 4, 32  # where a request does not say
 #: What every method takes; the rest of an object is the method's own.
-SHARED = ("method", "budget", "keep", "sinks", "recent", "defer", "per_head")
+SHARED = ("method", "budget", "keep", "max_budget", "sinks", "recent", "defer", "per_head")
 _MOST = 1 << 20  # of any count of tokens
 NOT_HERE = "this server was started without KV compression (--thrift off or --kv-compression off)"
 
@@ -35,10 +35,24 @@ class Terms:
     max_tokens: int | None = None  # a request may keep so many per layer and head
     profile: str = "exact"  # of requests that say nothing
     tiers: int = 1  # groups of layers that a method may give budgets of their own
+    keyed: bool = False  # `max_tokens` is a key's and not the server's
 
     def least(self, sinks: int = SINKS, recent: int = RECENT) -> int:
         """The smallest budget."""
         return sinks + recent + self.block
+
+    @property
+    def cap(self) -> str:
+        """`max_tokens` in words."""
+        of = f"this {'key' if self.keyed else 'server'}'s cap of {self.max_tokens} tokens"
+        return of if self.keyed else f"{of} (--kv-max-tokens)"
+
+    def held_to(self, most: int | None) -> Terms:
+        """The same for a key whose requests may keep `most` tokens (None: as many as the server's)."""
+        most = None if most is None else max(most, self.least())
+        if most is None or (self.max_tokens is not None and self.max_tokens <= most):
+            return self
+        return replace(self, max_tokens=most, keyed=True)
 
 
 def default(terms: Terms) -> Resolved:
@@ -64,6 +78,7 @@ def _capped(terms: Terms) -> Resolved:
 def checked(asked: Any, terms: Terms) -> Resolved:
     """What was asked, complete: ``{"method", "budget" or "keep", "sinks", "recent", "defer", "per_head", ...own}``.
 
+    Beside ``"keep"`` there may be ``"max_budget"``, and is where a key has a cap: the engine knows the server's alone.
     A complete one is its own answer, so the engine may check again what the gateway has checked.
 
     Raises:
@@ -104,8 +119,8 @@ def budget(kv: Mapping[str, Any], prompt: int, terms: Terms) -> int:
     asked: int = kv["budget"] if "budget" in kv else ceil(kv["keep"] * prompt)
     least = terms.least(kv["sinks"], kv["recent"])
     own = {name: value for name, value in kv.items() if name not in SHARED}
-    most = _most(kv["method"], own, least, terms)
-    return max(least, asked if most is None else min(asked, most))
+    most = [limit for limit in (_most(kv["method"], own, least, terms), kv.get("max_budget")) if limit is not None]
+    return max(least, min([asked, *most]))
 
 
 def parameters(method: registry.Description, terms: Terms) -> dict[str, Any]:
@@ -121,6 +136,7 @@ def parameters(method: registry.Description, terms: Terms) -> dict[str, Any]:
             "default": terms.keep,
             "description": "the same as a share of the prompt; not together with budget",
         },
+        "max_budget": {**count, "minimum": terms.least(0, 1), "description": "with keep: tokens at most"},
         "sinks": {**count, "minimum": 0, "default": SINKS, "description": "first tokens that always stay"},
         "recent": {**count, "minimum": 1, "default": RECENT, "description": "newest tokens that always stay"},
         "defer": {"type": "boolean", "default": method.defer, "description": "not before the prompt is complete"},
@@ -152,25 +168,32 @@ def _size(
 ) -> dict[str, Any]:
     """``{"budget": tokens}`` or ``{"keep": share}``."""
     least, cap = terms.least(sinks, recent), terms.max_tokens
+    most = _most(method, own, least, terms)
     parts = f"{sinks} sinks, {recent} recent and a block of {terms.block}"
     if "budget" not in asked:
         if cap is not None and least > cap:
-            why = f"{parts} are above this server's cap of {cap} tokens (--kv-max-tokens)"
+            why = f"{parts} are above {terms.cap}"
             raise Refused("thrift_forbidden", "kv.recent" if recent >= sinks else "kv.sinks", why)
-        return {"keep": _share(asked.get("keep", terms.keep))}
-    if "keep" in asked:
-        raise Refused("thrift_invalid", "kv.keep", "cannot be said together with budget")
-    value = asked["budget"]
-    if type(value) is not int or not least <= value <= _MOST:
-        why = f"must be an integer from {least} ({parts}) to {_MOST}"
-        raise Refused("thrift_invalid", "kv.budget", why)
-    most = _most(method, own, least, terms)
+        limits = [most] if terms.keyed and most is not None else []
+        limits += [_tokens(asked, "max_budget", least, parts)] if "max_budget" in asked else []
+        return {"keep": _share(asked.get("keep", terms.keep)), **({"max_budget": min(limits)} if limits else {})}
+    for name in ("keep", "max_budget"):
+        if name in asked:
+            raise Refused("thrift_invalid", f"kv.{name}", "cannot be said together with budget")
+    value = _tokens(asked, "budget", least, parts)
     if most is not None and value > most:
-        why = f"{value} is above this server's cap of {cap} tokens (--kv-max-tokens)"
+        why = f"{value} is above {terms.cap}"
         if most != cap:
             why += f" in some layers, which {method} gives more than others; its largest budget here is {most}"
         raise Refused("thrift_forbidden", "kv.budget", why)
     return {"budget": value}
+
+
+def _tokens(asked: Mapping[str, Any], name: str, least: int, parts: str) -> int:
+    value = asked[name]
+    if type(value) is not int or not least <= value <= _MOST:
+        raise Refused("thrift_invalid", f"kv.{name}", f"must be an integer from {least} ({parts}) to {_MOST}")
+    return value
 
 
 def _share(value: Any) -> float:

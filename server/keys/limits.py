@@ -105,6 +105,7 @@ _CAPS: dict[str, _Check] = {
     "max_tokens": _optional(_count(1)),
     "profiles": _optional(_names(lambda: PROFILES)),
     "methods": _optional(_names(lambda: (*registry.names(), *kv.names()))),
+    "max_kv_budget": _optional(_count(1)),
     "max_visual_tokens": _optional(_visual),
     "priority": _priority,
 }

@@ -48,7 +48,7 @@ class KeyCaps:
 async def _held(scope: Scope, request: RequestInfo, caps: Caps, remote: bool) -> Scope:
     """The scope of a request that keeps to the caps: its body may have been amended, and its length with it."""
     route = permits.ROUTES.get(request.route)
-    if route is None:
+    if route is None or (remote and caps.max_kv_budget is not None and request.route in CONTRACT_ROUTES):
         _refuse_unknown(request.route, caps)
     thrifty = remote and (caps.profiles, caps.methods) != (None, None) and request.route in CONTRACT_ROUTES
     body = await _object(request, route, caps, thrifty)
@@ -65,7 +65,9 @@ async def _held(scope: Scope, request: RequestInfo, caps: Caps, remote: bool) ->
 
 def _refuse_unknown(route: str, caps: Caps) -> None:
     """Where the body is not understood, caps on what it asks cannot be held."""
-    needed = [name for name in ("max_tokens", "profiles", "methods") if getattr(caps, name) is not None]
+    needed = [
+        name for name in ("max_tokens", "profiles", "methods", "max_kv_budget") if getattr(caps, name) is not None
+    ]
     if needed:
         why = f"this key has caps ({', '.join(needed)}) that cannot be held on {route}, so it may not use it"
         raise ApiError(403, "route_not_allowed", why)

@@ -17,7 +17,7 @@ from thriftree.server.body import amended
 from thriftree.server.contract import Capabilities, method_of
 from thriftree.server.metrics import Metrics
 from thriftree.server.middleware.amend import Amender
-from thriftree.server.permits import resolve_for
+from thriftree.server.permits import held_to, resolve_for
 from thriftree.server.quota.prompt_tokens import PromptCounter
 from thriftree.server.scope import info, path_of
 from thriftree.server.usage import member
@@ -42,8 +42,9 @@ class Contract:
             return await self.app(scope, receive, send)
         request = info(scope)
         assert request.body is not None  # `body_limit` is above
-        can = self.capabilities()
-        thrift = resolve_for(await request.body.field("thrift"), can, request.principal.caps)
+        caps = request.principal.caps
+        can = held_to(self.capabilities(), caps)
+        thrift = resolve_for(await request.body.field("thrift"), can, caps)
         if can.kv.max_tokens is not None and whole(thrift["kv"]):
             scope = await amended(scope, request.body, await kv_room.members(request, can.kv, self.counter()))
         method = request.report.method = method_of(thrift)

@@ -34,6 +34,7 @@ NONE, TURNED = {"sinks": 0, "recent": 1}, {"defer": False, "per_head": True}
         ({"budget": 4096}, {"method": "observed", "budget": 4096, **SHARED}),
         ({"budget": 17, "sinks": 0, "recent": 1}, {"method": "observed", "budget": 17, **SHARED, **NONE}),
         ({"keep": 1}, {"method": "observed", "keep": 1.0, **SHARED}),
+        ({"max_budget": 99}, {"method": "observed", "keep": 0.5, "max_budget": 99, **SHARED}),
         ({"keep": 1e-9}, {"method": "observed", "keep": 1e-9, **SHARED}),
         ({"method": "knorm", "budget": 64}, {"method": "knorm", "budget": 64, **SHARED, "defer": False}),
         ({"method": "knorm", "defer": True}, {"method": "knorm", "keep": 0.5, **SHARED}),
@@ -64,6 +65,10 @@ WRONG: list[tuple[Any, str, str]] = [
     ({"budget": 4097}, "kv.budget", "forbidden"),
     ({"budget": 64, "keep": 0.5}, "kv.keep", "invalid"),
     ({"keep": 0}, "kv.keep", "invalid"),
+    ({"keep": 0.5, "max_budget": 51}, "kv.max_budget", "invalid"),
+    ({"max_budget": True}, "kv.max_budget", "invalid"),
+    ({"max_budget": "64"}, "kv.max_budget", "invalid"),
+    ({"budget": 64, "max_budget": 64}, "kv.max_budget", "invalid"),
     ({"keep": -0.5}, "kv.keep", "invalid"),
     ({"keep": 1.0001}, "kv.keep", "invalid"),
     ({"keep": float("nan")}, "kv.keep", "invalid"),
@@ -146,6 +151,9 @@ def test_true_is_not_one() -> None:
         ({"keep": 0.25}, 1001, 251),
         ({"keep": 0.25}, 100, 52),  # the least
         ({"keep": 1}, 9000, 4096),  # the cap
+        ({"keep": 0.5, "max_budget": 900}, 9000, 900),
+        ({"keep": 0.5, "max_budget": 900}, 1000, 500),
+        ({"keep": 1, "max_budget": 5000}, 9000, 4096),
     ],
 )
 def test_budget(asked: dict[str, Any], prompt: int, kept: int) -> None:
@@ -186,6 +194,14 @@ def test_a_default_method_with_tiers_begins_to_work_within_the_cap() -> None:
     assert isinstance(kv, dict) and 2000 < kv["budget"] < 2200 and checked(kv, terms) == kv
 
 
+def test_a_keys_cap_and_the_servers() -> None:
+    assert TERMS.held_to(None) == TERMS.held_to(4096) == TERMS.held_to(9999) == TERMS
+    assert TERMS.held_to(100).max_tokens == 100 and TERMS.held_to(1).max_tokens == TERMS.least()
+    assert replace(TERMS, max_tokens=None).held_to(9999).max_tokens == 9999
+    with pytest.raises(Refused, match=r"this key's cap of 100 tokens$"):
+        checked({"budget": 101}, TERMS.held_to(100))
+
+
 def test_under_a_cap_the_default_begins_to_work_at_the_cap() -> None:
     assert default(replace(TERMS, max_tokens=None)) == "off"
     assert default(TERMS) == {"method": "observed", "budget": 4096, **SHARED}
@@ -200,6 +216,7 @@ _ANY = st.fixed_dictionaries(
         "method": st.sampled_from([*registry.names(), "auto", 3]),
         "budget": _COUNTS | st.integers(4000, 5000) | st.floats(),
         "keep": st.floats() | _COUNTS,
+        "max_budget": _COUNTS,
         "sinks": _COUNTS,
         "recent": _COUNTS,
         "defer": st.booleans() | st.integers(0, 1),

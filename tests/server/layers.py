@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from thriftree.plugins.kv_cache.request import Terms
 from thriftree.server.keys.keyring import Keyring
 from thriftree.server.keys.static import StaticKeys
 from thriftree.server.keys.token import digest
@@ -35,9 +36,10 @@ def stack(
     open_routes: tuple[str, ...] = (),
     allow: tuple[str, ...] = (),
     remote: bool = False,
+    kv: Terms | None = None,
 ) -> ASGIApp:
     """Request id > errors > routes > body limit > auth > caps > contract > engine."""
-    metrics, can = metrics or Metrics(), capabilities(True, "auto", 16)
+    metrics, can = metrics or Metrics(), capabilities(True, "auto", 16, kv)
     app = engine if remote else Contract(engine, lambda: can, metrics)
     app = Auth(KeyCaps(app, metrics, remote), metrics, keys, open_routes)
     return RequestId(OneErrorShape(ClosedRoutes(BodyLimit(app, metrics, 1 << 24, 5), allow)))

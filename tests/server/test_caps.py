@@ -165,3 +165,10 @@ async def test_the_list_of_models_shows_what_may_be_used(caps: Caps, ids: list[s
 async def test_errors_of_the_list_pass() -> None:
     app = stack(FakeEngine([b"broken"], status=502), keyring(Caps(models=("b",))))
     assert (await call(app, "GET", "/v1/models", headers=BEARER)).status == 502
+
+
+async def test_a_cap_on_caches_cannot_be_held_in_front_of_another_engine() -> None:
+    answer, engine = await ask(Caps(max_kv_budget=512), {"max_tokens": 3}, remote=True)
+    assert (answer.status, answer.json["error"]["code"], engine.seen) == (403, "route_not_allowed", [])
+    assert "max_kv_budget" in answer.json["error"]["message"]
+    assert (await ask(Caps(max_kv_budget=512), {"input": "a"}, "/v1/embeddings", remote=True))[0].status == 200

@@ -13,7 +13,7 @@ from tests.server.asgi import Answer, FakeEngine, call
 from tests.server.conftest import Gateway
 from tests.server.layers import BEARER, keyring, stack
 from thriftree.plugins.engine.contract_var import CURRENT
-from thriftree.plugins.kv_cache.request import Terms
+from thriftree.plugins.kv_cache.request import Terms, budget, checked
 from thriftree.server.commands import methods_command
 from thriftree.server.keys.limits import caps_of
 from thriftree.server.principal import Caps
@@ -180,6 +180,46 @@ async def test_a_cap_on_a_model_that_cannot_be_compressed_says_so(gateway: Gatew
     assert answer.status == 400 and answer.json["error"]["message"].endswith("(--kv-max-tokens): a sliding window")
 
 
+# ---- under a key's cap
+
+
+@pytest.mark.parametrize("terms", [TERMS, replace(TERMS, max_tokens=1000)], ids=["no other", "and the server's"])
+@pytest.mark.parametrize(
+    ("thrift", "kept"),
+    [
+        ({}, {"budget": 100}),
+        ({"kv": {"budget": 64}}, {"budget": 64}),
+        ({"kv": {"budget": 101}}, "thrift.kv.budget"),
+        ({"kv": {"keep": 0.5}}, {"keep": 0.5, "max_budget": 100}),
+        ({"kv": {"keep": 0.5, "max_budget": 4000}}, {"keep": 0.5, "max_budget": 100}),
+        ({"kv": {"keep": 0.5, "max_budget": 60}}, {"keep": 0.5, "max_budget": 60}),
+        ({"kv": {"recent": 900}}, "thrift.kv.recent"),
+        ({"kv": "off"}, "thrift.kv"),
+        ("exact", "thrift.kv"),
+    ],
+    ids=str,
+)
+async def test_a_key_keeps_no_more_than_it_may(terms: Terms, thrift: Any, kept: Any) -> None:
+    engine = Compressing([ANSWER], "application/json")
+    body = {"prompt": IDS * 5, "max_tokens": 8, "thrift": thrift}
+    answer = await call(stack(engine, keyring(Caps(max_kv_budget=100)), kv=terms), "POST", TEXT, body, headers=BEARER)
+    if isinstance(kept, str):
+        assert (answer.status, answer.json["error"]["param"]) == (400, kept)
+        assert answer.json["error"]["code"] == "thrift_forbidden" and engine.seen == []
+        assert "this key's cap of 100 tokens" in answer.json["error"]["message"]
+    else:
+        kv = engine.contracts[0].thrift["kv"]
+        assert answer.status == 200 and {name: kv[name] for name in kv if name in (*kept, "budget", "keep")} == kept
+        assert checked(kv, terms) == kv and budget(kv, len(IDS) * 5, terms) <= 100  # the engine knows the server's
+
+
+async def test_a_key_with_a_cap_and_a_short_request() -> None:
+    app = stack(Compressing([ANSWER], "application/json"), keyring(Caps(max_kv_budget=100)), kv=TERMS)
+    body = {"prompt": IDS, "max_tokens": 10, "thrift": "off"}
+    assert (await call(app, "POST", TEXT, body, headers=BEARER)).status == 200
+    assert (await call(app, "POST", TEXT, body | {"max_tokens": 11}, headers=BEARER)).status == 400
+
+
 # ---- the method table
 
 
@@ -203,4 +243,7 @@ def test_the_command_says_the_same(capsys: pytest.CaptureFixture[str], monkeypat
     assert methods_command([]) == 0
     shown = capsys.readouterr().out
     assert all(row["name"] in shown for row in rows)
-    assert "those of kv budget, keep, sinks, recent, defer, per_head" in shown and "balanced = exact, and KV" in shown
+    assert (
+        "those of kv budget, keep, max_budget, sinks, recent, defer, per_head" in shown
+        and "balanced = exact, and KV" in shown
+    )

@@ -10,11 +10,10 @@ from thriftree.plugins.engine.contract_var import EXTRA_ARGS_KEY
 from thriftree.plugins.engine.drafting import read_contract
 from thriftree.plugins.kv_cache import registry
 from thriftree.plugins.kv_cache.base import Method
-from thriftree.plugins.kv_cache.request import Terms, budget, checked, default
+from thriftree.plugins.kv_cache.request import SHARED, Terms, budget, checked, default
 from thriftree.plugins.kv_cache.window import Window
 
 _EVERYTHING = 1 << 40
-_SHARED = ("method", "budget", "keep", "sinks", "recent", "defer", "per_head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def plan_of(params: Any, prompt: int, terms: Terms) -> Plan | None:
     rows = budget(kv, prompt, terms)
     if params.max_tokens is not None and prompt + params.max_tokens <= rows:
         return None
-    own = {name: value for name, value in kv.items() if name not in _SHARED}
+    own = {name: value for name, value in kv.items() if name not in SHARED}
     name = str(kv["method"])
     method = registry.configure(name, own)
     defer = bool(kv["defer"]) and not (terms.max_tokens is not None and prompt > terms.max_tokens)
