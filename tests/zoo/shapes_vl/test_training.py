@@ -1,0 +1,155 @@
+"""The recipe: it learns, it can be cut, and what it saves is a checkpoint of the right shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thriftree.zoo import cache
+from thriftree.zoo.cpu_wheels import repair
+from thriftree.zoo.shapes_vl import lessons, make, save, words
+from thriftree.zoo.shapes_vl.train import Course, Recipe, answer_logits
+
+SMALL = Recipe(scenes=4, see_steps=16, see_batch=4, answer_steps=24, answer_batch=4, each=4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def mended() -> None:
+    repair()
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def test_both_losses_fall(tmp_path: Path) -> None:
+    course = Course(SMALL, tmp_path / "notebook", quiet)
+    course._see()
+    seen = course.losses[0]
+    while course.step < SMALL.see_steps:
+        course._see()
+        course.step += 1
+    course._answer()
+    said = course.losses[1]
+    while course.step < course.steps:
+        course._answer()
+        course.step += 1
+    assert course.losses[0] < 0.8 * seen
+    assert course.losses[1] < 0.7 * said
+
+
+def test_a_cut_course_ends_where_an_uncut_one_does(tmp_path: Path) -> None:
+    recipe = replace(SMALL, see_steps=3, answer_steps=3)
+    whole = Course(recipe, tmp_path / "whole", quiet)
+    assert whole.run()
+    for step in range(1, recipe.see_steps + recipe.answer_steps + 1):
+        part = Course(recipe, tmp_path / "cut", quiet)
+        assert part.step == step - 1
+        (part._see if part.step < recipe.see_steps else part._answer)()
+        part.step += 1
+        part.save()
+    for name, weight in whole.model.state_dict().items():
+        assert (part.model.state_dict()[name] == weight).all(), name
+    with pytest.raises(cache.ZooError, match="another recipe"):
+        Course(SMALL, tmp_path / "cut", quiet)
+    (tmp_path / "cut").write_bytes(b"no notebook")
+    with pytest.raises(cache.ZooError, match="is damaged"):
+        Course(recipe, tmp_path / "cut", quiet)
+
+
+def test_interrupted_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(SMALL, see_steps=2, answer_steps=2)
+    plain = Course._answer
+
+    def interrupted(self: Course) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Course, "_answer", interrupted)
+    with pytest.raises(cache.ZooError, match="interrupted at step 2 of 4"):
+        make.make(tmp_path / "model", recipe, quiet)
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setattr(Course, "_answer", plain)
+    lines: list[str] = []
+    folder = make.make(tmp_path / "model", recipe, lines.append)
+    assert any("goes on at step 2" in line for line in lines)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".model.lock", "model"]
+    assert make.make(folder, recipe, quiet) == folder
+
+
+def test_a_question_sees_its_picture_and_itself_only() -> None:
+    """The packed row gives each question the logits that it has alone."""
+    import torch
+
+    course = Course(SMALL, Path("never written"), quiet)
+    writer = lessons.Writer(course.tokenizer)
+    scenes = [lessons.lesson(seed) for seed in range(2)]
+    batch = writer.batch(scenes, 3, np.random.default_rng(0), 0.3, chained=0.0)
+    features = torch.randn(2, 145, 128)
+    with torch.no_grad():
+        together, label = answer_logits(course.model, features, batch)
+        start = int((batch.block[0] == -1).sum())
+        where = 0
+        for row in range(2):
+            for number in range(3):
+                mine = batch.block[row] == number
+                alone = lessons.Batch(
+                    *(
+                        np.concatenate([part[row, :start], part[row][mine]])[None]
+                        for part in (batch.ids, batch.position, batch.block, batch.label)
+                    ),
+                    rows=batch.rows[row : row + 1],
+                    chained=batch.chained[row : row + 1],
+                )
+                assert (alone.position[0] == np.arange(alone.position.shape[1])).all()
+                logits, expected = answer_logits(course.model, features[row : row + 1], alone)
+                count = len(expected)
+                assert (label[where : where + count] == expected).all()
+                assert (together[where : where + count] - logits).abs().max() < 1e-5
+                where += count
+    assert where == len(label)
+
+
+def test_dropped_rows_are_ground_only() -> None:
+    scenes = [lessons.lesson(seed) for seed in range(6)]
+    for share in (0.0, 0.4, 1.0):
+        rows = lessons.visible(scenes, share, np.random.default_rng(1))
+        for row, one in zip(rows, scenes, strict=True):
+            assert (np.diff(row) > 0).all()
+            assert set(np.flatnonzero(one.patches["what"])) <= set(row)
+    assert rows.shape[1] == 144
+
+
+def test_the_template_and_the_lessons_agree() -> None:
+    tokenizer = words.tokenizer()
+    writer = lessons.Writer(tokenizer)
+    scene = lessons.lesson(3)
+    batch = writer.batch([scene], 2, np.random.default_rng(0), 1.0, chained=1.0)
+    texts = [tokenizer.decode([t for t in batch.ids[0][batch.block[0] == n] if t > 262 or t < 256]) for n in (0, 1)]
+    ids = [list(batch.ids[0][batch.block[0] == n]) for n in (0, 1)]
+    questions = [text.split("?")[0] + "?" for text in texts]
+    answers = [text.split("?")[1] for text in texts]
+    talk = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": questions[0]}]},
+        {"role": "assistant", "content": answers[0]},
+        {"role": "user", "content": questions[1]},
+        {"role": "assistant", "content": answers[1]},
+    ]
+    text = tokenizer.apply_chat_template(talk, tokenize=False).replace("<image>", "<image>" * 144)
+    assert tokenizer(text, add_special_tokens=False).input_ids == [
+        *batch.ids[0][batch.block[0] == -1],
+        *ids[0],
+        *ids[1],
+    ]
+    asked = tokenizer.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True)
+    assert asked.endswith(f"{questions[0]}<|assistant|>")
+    assert tokenizer.decode(tokenizer("Größe: 3 €?").input_ids) == "Größe: 3 €?"
+
+
+def test_names_of_weights() -> None:
+    assert save.renamed("model.vision_tower.embeddings.class_embedding").startswith("vision_tower.vision_model.embed")
+    assert save.renamed("lm_head.weight") == "language_model.lm_head.weight"
+    with pytest.raises(ValueError, match=r"no LLaVA-1\.5 name for heads"):
+        save.renamed("heads.what.0.weight")

@@ -1,0 +1,67 @@
+"""From nothing to a checkpoint folder; cut at any time, the next call goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from thriftree.zoo import cache
+from thriftree.zoo.cache import Say, ZooError, say
+from thriftree.zoo.shapes_vl import NAME
+from thriftree.zoo.shapes_vl.train import Course, Recipe
+
+_NEED = 200_000_000
+
+
+def make(out: Path | None = None, recipe: Recipe | None = None, progress: Say = say) -> Path:
+    """Train by `recipe` and save in `out` (default: a folder of that recipe in the cache), which appears whole.
+
+    Raises:
+        ZooError: interrupted (the state is kept), or `out` cannot be written or is something else.
+    """
+    recipe = recipe or Recipe()
+    target = (out or cache.models() / f"{NAME}-{version(recipe)}").absolute()
+    if (target / cache.STAMP).exists():
+        return target
+    if target.exists():
+        raise ZooError(f"{target} is there and is no finished {NAME}: name another folder")
+    try:
+        with cache.lock(target):
+            if not (target / cache.STAMP).exists():
+                _make(target, recipe, progress)
+    except OSError as error:
+        raise ZooError(f"cannot make {NAME} in {target}: {error.strerror or error}") from error
+    return target
+
+
+def version(recipe: Recipe) -> str:
+    """Eight digits that another recipe changes."""
+    return hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _make(target: Path, recipe: Recipe, progress: Say) -> None:
+    from thriftree.zoo.cpu_wheels import repair
+    from thriftree.zoo.shapes_vl import save
+
+    repair()
+    cache.require_space(target.parent, _NEED)
+    notebook = target.parent / f".{target.name}.training"
+    progress(f"{NAME}: training it, about ten minutes on two cores; cut it and call again, and it goes on")
+    course = Course(recipe, notebook, progress)
+    try:
+        course.run()
+    except KeyboardInterrupt:
+        course.save()
+        raise ZooError(f"interrupted at step {course.step} of {course.steps}; the same command goes on there") from None
+    with cache.appear(target) as out:
+        save.save(course.model, course.tokenizer, out)
+        stamp = {"recipe": asdict(recipe), "sha256": _sha256(out / "model.safetensors")}
+        (out / cache.STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
+    notebook.unlink(missing_ok=True)
+    progress(f"{NAME}: ready")
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
