@@ -12,7 +12,8 @@ def methods_command(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="thriftree methods", description="The methods of this release.")
     parser.add_argument("--json", action="store_true", help="the same data as GET /v1/thrift/methods")
     as_json = parser.parse_args(argv).json
-    from thriftree.plugins.kv_cache.request import SHARED
+    from thriftree.plugins.kv_cache.request import SHARED as KV_SHARED
+    from thriftree.plugins.vision.request import SHARED as VISION_SHARED
     from thriftree.server.methods import PROFILES_NOTE, SHARED_NOTE, table
 
     rows = table()
@@ -28,8 +29,8 @@ def methods_command(argv: Sequence[str]) -> int:
     for row in rows:
         name = row["name"] + (" (default)" if row["default"] else "")
         law, available = "exact" if row["exact"] else "lossy", "yes" if row["available"] else row["reason"]
-        parameters = ", ".join(name for name in row["parameters"]["properties"] if name not in SHARED)
-        shown.add_row(name, row["family"], law, available, parameters, row["paper"], row["summary"])
+        own = [name for name in row["parameters"]["properties"] if name not in (*KV_SHARED, *VISION_SHARED)]
+        shown.add_row(name, row["family"], law, available, ", ".join(own), row["paper"], row["summary"])
     console = Console()
     console.print(shown)
     console.print(SHARED_NOTE, highlight=False, style="dim")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from thriftree.plugins.kv_cache import request as kv_request
+from thriftree.plugins.refused import Refused
+from thriftree.plugins.vision import request as vision_request
 from thriftree.server.errors import ContractError
 
 PROFILES = ("off", "exact", "balanced", "max")
@@ -32,10 +34,11 @@ class Capabilities:
     max_nodes: int = 16
     check: Checker = lambda method, parameters: None
     kv: kv_request.Terms = field(default_factory=kv_request.Terms)
+    vision: vision_request.Terms = field(default_factory=vision_request.Terms)
 
 
 def resolve(thrift: Any, server: Capabilities) -> dict[str, Any]:
-    """A validated contract for the engine: ``{"speculation": "off" | {...}, "kv": "off" | {...}}``, all filled in.
+    """A validated contract for the engine: ``{"speculation": "off" | {...}, "kv": ..., "vision": ...}``, all filled in.
 
     `thrift` is the value from the body, or None for "not there".
 
@@ -43,19 +46,21 @@ def resolve(thrift: Any, server: Capabilities) -> dict[str, Any]:
         ContractError: with the field's full name.
     """
     if thrift is None:
-        return {"speculation": _default(server), "kv": kv_request.default(server.kv)}
+        return {"speculation": _default(server), **_lossy({}, server)}
     if isinstance(thrift, str):
-        return {"speculation": _profile(thrift, server), "kv": kv_request.named(thrift, server.kv)}
+        return {
+            "speculation": _profile(thrift, server),
+            "kv": kv_request.named(thrift, server.kv),
+            "vision": vision_request.named(thrift, server.vision),
+        }
     if not isinstance(thrift, dict):
         _invalid("thrift", f"must be an object or one of {_listed(PROFILES)}")
     for key in thrift:
         if key not in KEYS:
             _invalid(f"thrift.{key}", f"unknown; expected {_listed(KEYS)}")
-    if thrift.get("vision", "off") != "off":
-        _not_built("thrift.vision", thrift["vision"])
     return {
         "speculation": _speculation(thrift["speculation"], server) if "speculation" in thrift else _default(server),
-        "kv": _kv(thrift["kv"], server) if "kv" in thrift else kv_request.default(server.kv),
+        **_lossy(thrift, server),
     }
 
 
@@ -108,17 +113,20 @@ def _speculation(asked: Any, server: Capabilities) -> Any:
     return {"method": method, "max_nodes": nodes, **own}
 
 
-def _kv(asked: Any, server: Capabilities) -> Any:
+def _lossy(thrift: Mapping[str, Any], server: Capabilities) -> dict[str, Any]:
+    """The families that may change answers."""
+    kv, vision = server.kv, server.vision
     try:
-        return kv_request.checked(asked, server.kv)
-    except kv_request.Refused as error:
+        return {
+            "kv": kv_request.checked(thrift["kv"], kv) if "kv" in thrift else kv_request.default(kv),
+            "vision": (
+                vision_request.checked(thrift["vision"], vision)
+                if "vision" in thrift
+                else vision_request.default(vision)
+            ),
+        }
+    except Refused as error:
         raise ContractError(error.code, f"thrift.{error.field}", error.why) from None
-
-
-def _not_built(field: str, asked: Any) -> NoReturn:
-    if isinstance(asked, dict):
-        _unsupported(field, "this release has no methods of this family yet; drop it or say 'off'")
-    _invalid(field, 'must be "off" or an object {"method": ...}')
 
 
 def _invalid(field: str, why: str) -> NoReturn:

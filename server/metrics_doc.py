@@ -26,7 +26,7 @@ LABELS = {
     "status": "the HTTP status; `499`: the client left before the answer was whole",
     "tenant": "the tenant of the key that was shown; `default` where no keys are configured",
     "method": "the method in force (`thriftree methods` lists them), of KV compression in `thriftree_kv_*`, of "
-    "speculation elsewhere; `none`: without speculation",
+    "pruning in `thriftree_visual_*`, of speculation elsewhere; `none`: without speculation",
     "kind": "`prompt` or `completion`",
     "reason": "refused: the answer's error code, `unauthorized` for a 401, "
     "for quotas `quota_requests`, `quota_tokens` or `quota_concurrent`; "

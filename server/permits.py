@@ -6,16 +6,18 @@ either, so a capped field of any other type is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from thriftree.plugins.kv_cache import registry
-from thriftree.plugins.kv_cache.request import Terms
+from thriftree.plugins.kv_cache import registry as kv
+from thriftree.plugins.vision import registry as vision
 from thriftree.server.contract import LOSSY, PROFILES, Capabilities, resolve
 from thriftree.server.errors import ApiError, ContractError
 from thriftree.server.principal import Caps
 
+#: Family -> its methods' names.
+_LOSSY_NAMES: dict[str, Callable[[], tuple[str, ...]]] = {"kv": kv.names, "vision": vision.names}
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 #: vLLM takes it from here before it looks into the body.
 PRIORITY_HEADER = b"x-vllm-priority"
@@ -125,13 +127,15 @@ def _narrowed(server: Capabilities, caps: Caps) -> Capabilities:
     any_profile = caps.profiles is None or any(name != "off" for name in caps.profiles)
     method = server.method if server.method in methods else next(iter(methods), server.method)
     speculation = server.speculation and any_profile and bool(methods)
-    return replace(server, speculation=speculation, method=method, methods=methods, kv=_narrowed_kv(server.kv, caps))
+    lossy = {family: _narrowed_lossy(getattr(server, family), family, caps) for family in _LOSSY_NAMES}
+    return replace(server, speculation=speculation, method=method, methods=methods, **lossy)
 
 
-def _narrowed_kv(terms: Terms, caps: Caps) -> Terms:
-    """Compression within a key's methods; what it names outside of them, `_check_kv` has refused."""
-    allowed = _kv_methods(caps)
-    missing = {**dict.fromkeys(set(registry.names()) - set(allowed), "not allowed for this key"), **terms.missing}
+def _narrowed_lossy(terms: Any, family: str, caps: Caps) -> Any:
+    """A family's `Terms` within a key's methods; what it names outside of them, `_check_lossy` has refused."""
+    allowed = _lossy_methods(family, caps)
+    outside = set(_LOSSY_NAMES[family]()) - set(allowed)
+    missing = {**dict.fromkeys(outside, "not allowed for this key"), **terms.missing}
     granted = replace(terms, missing=missing)
     if terms.reason is not None or terms.method not in missing:
         return granted
@@ -140,11 +144,11 @@ def _narrowed_kv(terms: Terms, caps: Caps) -> Terms:
     return replace(granted, reason=why) if first is None else replace(granted, method=first)
 
 
-def _kv_methods(caps: Caps) -> tuple[str, ...]:
-    """The methods of KV compression that a key may use."""
+def _lossy_methods(family: str, caps: Caps) -> tuple[str, ...]:
+    """The methods of a lossy family that a key may use."""
     if caps.profiles is not None and not LOSSY & set(caps.profiles):
         return ()
-    known = registry.names()
+    known = _LOSSY_NAMES[family]()
     return known if caps.methods is None else tuple(name for name in caps.methods if name in known)
 
 
@@ -165,16 +169,17 @@ def _check_thrift(thrift: Any, server: Capabilities, granted: Capabilities, caps
         _forbid(field, "speculation", ())
     if isinstance(asked, str) and asked in server.methods and asked not in granted.methods:
         _forbid(field, f"method {asked!r}", granted.methods)
-    if isinstance(thrift, dict) and isinstance(thrift.get("kv"), dict):
-        _check_kv(thrift["kv"], _kv_methods(caps))
+    for family in _LOSSY_NAMES:
+        if isinstance(thrift, dict) and isinstance(thrift.get(family), dict):
+            _check_lossy(family, thrift[family], _lossy_methods(family, caps))
 
 
-def _check_kv(asked: dict[str, Any], allowed: tuple[str, ...]) -> None:
+def _check_lossy(family: str, asked: dict[str, Any], allowed: tuple[str, ...]) -> None:
     method = asked.get("method")
     if not allowed:
-        _forbid("thrift.kv", "KV compression", ())
-    if isinstance(method, str) and method in registry.names() and method not in allowed:
-        _forbid("thrift.kv.method", f"method {method!r}", allowed)
+        _forbid(f"thrift.{family}", f"the lossy family {family}", ())
+    if isinstance(method, str) and method in _LOSSY_NAMES[family]() and method not in allowed:
+        _forbid(f"thrift.{family}.method", f"method {method!r}", allowed)
 
 
 def _forbid(field: str, what: str, allowed: tuple[str, ...]) -> NoReturn:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from thriftree.plugins.kv_cache import registry
+from thriftree.plugins.kv_cache import registry as kv
+from thriftree.plugins.vision import registry as vision
 from thriftree.server.contract import KEYS, LOSSY, PROFILES
 from thriftree.server.errors import ContractError
 from thriftree.server.principal import Caps
@@ -42,7 +43,8 @@ def _family(family: str, asked: Any, caps: Caps) -> Any:
     speculates = caps.profiles is None or any(name != "off" for name in caps.profiles)
     lossless = family == "speculation"
     if asked is None:
-        method = next((name for name in caps.methods or () if name not in registry.names()), None)
+        others = {*kv.names(), *vision.names()}
+        method = next((name for name in caps.methods or () if name not in others), None)
         return {"method": method} if method is not None and speculates and lossless else _default(family, caps)
     if asked == "off":
         return asked

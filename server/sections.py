@@ -10,6 +10,7 @@ from pydantic_settings import NoDecode
 
 from thriftree.plugins.kv_cache import registry as kv_methods
 from thriftree.plugins.speculative import registry
+from thriftree.plugins.vision import registry as vision_methods
 from thriftree.server.body import MAX_VALUES
 
 
@@ -97,6 +98,39 @@ class KV(BaseModel):
     def _known(cls, method: str) -> str:
         if method not in ("auto", *kv_methods.names()):
             raise ValueError(f"unknown method {method!r}, expected one of auto, {', '.join(kv_methods.names())}")
+        return method
+
+
+class Vision(BaseModel):
+    """Defaults and caps of visual-token pruning; the engine's options under the same names."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pruning: Literal["auto", "on", "off"] = Field(
+        default="auto", description="requests may ask for it: where the model allows it, always (or no start), or never"
+    )
+    method: str = Field(default=vision_methods.DEFAULT_METHOD, description="method of requests that name none")
+    keep: float = Field(
+        default=0.25, gt=0, le=1, description="share of an image kept by requests that say neither keep nor keep_tokens"
+    )
+    max_keep: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="largest share of an image that a request may keep; below 1 all are pruned",
+    )
+
+    @field_validator("pruning", mode="before")
+    @classmethod
+    def _yaml_words(cls, value: Any) -> Any:
+        """YAML reads a bare `off` as false and `on` as true."""
+        return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in vision_methods.names():
+            raise ValueError(f"unknown method {method!r}, expected one of {', '.join(vision_methods.names())}")
         return method
 
 

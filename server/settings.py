@@ -23,7 +23,18 @@ from pydantic_settings import (
 )
 
 from thriftree.server.errors import StartError
-from thriftree.server.sections import KV, Admission, Auth, Deadlines, Limits, Quotas, Remote, Routes, Speculation
+from thriftree.server.sections import (
+    KV,
+    Admission,
+    Auth,
+    Deadlines,
+    Limits,
+    Quotas,
+    Remote,
+    Routes,
+    Speculation,
+    Vision,
+)
 
 Profile = Literal["off", "exact", "balanced", "max"]
 
@@ -31,7 +42,8 @@ Profile = Literal["off", "exact", "balanced", "max"]
 class Settings(BaseSettings):
     """thriftree's settings; `vllm` holds flags of `vllm serve` for those who keep all in one file.
 
-    Profiles: off, nothing; exact, speculation `auto`; balanced and max, what `plugins/kv_cache/profiles.py` adds.
+    Profiles: off, nothing; exact, speculation `auto`; balanced and max, what `profiles.py` of plugins/kv_cache and
+    plugins/vision add.
     """
 
     model_config = SettingsConfigDict(env_prefix="THRIFTREE_", env_nested_delimiter="__", extra="forbid")
@@ -39,6 +51,7 @@ class Settings(BaseSettings):
     thrift: Profile = Field(default="exact", description="profile of requests that name none")
     speculation: Speculation = Speculation()
     kv: KV = KV()
+    vision: Vision = Vision()
     routes: Routes = Routes()
     limits: Limits = Limits()
     auth: Auth = Auth()

@@ -27,7 +27,11 @@ def block(report: Any, method: str | None) -> dict[str, Any]:
         "tokens_per_step": round(report.completion_tokens / steps, 2) if steps else 0.0,
         "speculation": {"method": method, "drafted": report.drafted, "accepted": report.accepted},
         "kv": {"method": report.kv_method, "tokens_seen": seen, "tokens_kept": kept},
-        "vision": {"method": None, "tokens_seen": 0, "tokens_kept": 0},
+        "vision": {
+            "method": report.vision_method,
+            "tokens_seen": report.vision_seen,
+            "tokens_kept": report.vision_kept,
+        },
     }
 
 

@@ -143,10 +143,27 @@ _KV = Row(
     ),
 )
 
+_VISION = Row(
+    "Images",
+    (
+        Panel(
+            "Visual tokens dropped by method",
+            "Tokens a second of images that the language model did not get, of requests with `thrift.vision`",
+            "short",
+            (
+                Query(
+                    f"sum by (method) (rate(thriftree_visual_tokens_dropped_total{_HERE}[$__rate_interval]))",
+                    "{{method}}",
+                ),
+            ),
+        ),
+    ),
+)
+
 THRIFT = Dashboard(
     "thriftree-thrift",
     "thriftree: thrift",
-    "Tokens per step, steps saved, acceptance by method, memory of the drafters, KV tokens dropped",
-    (_GLANCE, _SAVED, _DRAFTS, _KV),
+    "Tokens per step, steps saved, acceptance by method, memory of the drafters, KV and visual tokens dropped",
+    (_GLANCE, _SAVED, _DRAFTS, _KV, _VISION),
     (Variable("instance", "thriftree_ready"), Variable("method", "thriftree_steps_total")),
 )

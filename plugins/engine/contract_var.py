@@ -31,6 +31,9 @@ class Report:
     kv_kept: int = 0
     kv_dropped: int = 0
     kv_blocks_freed: int = 0
+    vision_method: str | None = None
+    vision_seen: int = 0  # tokens of the request's images before pruning, and of those the ones that the model got
+    vision_kept: int = 0
 
     def count_kv(self, seen: int, kept: int, dropped: int, freed: int) -> None:
         """Add what one choice's cache has come to: tokens per layer and head, and blocks back in the pool.
@@ -47,10 +50,11 @@ class Report:
 
 @dataclass(slots=True)
 class RequestContract:
-    """A resolved `thrift` object, keys optional: ``{"speculation": "off" | {...}, "kv": "off" | {...}}``.
+    """A resolved `thrift` object, keys optional: ``{"speculation": "off" | {...}, "kv": ..., "vision": ...}``.
 
     ``speculation``: ``{"method": str, "max_nodes": int, ...own}``. ``kv``: ``{"method": str, "budget": int or
     "keep": float, "sinks": int, "recent": int, "defer": bool, "per_head": bool, ...own}`` (`kv_cache.request`).
+    ``vision``: ``{"method": str, "keep": float or "keep_tokens": int, ...own}`` (`vision.request`).
     """
 
     thrift: dict[str, Any] = field(default_factory=dict)

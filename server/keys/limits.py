@@ -9,6 +9,7 @@ from typing import Any
 
 from thriftree.plugins.kv_cache import registry as kv
 from thriftree.plugins.speculative import registry
+from thriftree.plugins.vision import registry as vision
 from thriftree.server.contract import PROFILES
 from thriftree.server.principal import Caps, Quota
 
@@ -104,7 +105,7 @@ _CAPS: dict[str, _Check] = {
     "models": _optional(_names()),
     "max_tokens": _optional(_count(1)),
     "profiles": _optional(_names(lambda: PROFILES)),
-    "methods": _optional(_names(lambda: (*registry.names(), *kv.names()))),
+    "methods": _optional(_names(lambda: (*registry.names(), *kv.names(), *vision.names()))),
     "max_kv_budget": _optional(_count(1)),
     "max_visual_tokens": _optional(_visual),
     "priority": _priority,

@@ -16,7 +16,7 @@ from thriftree.server.settings import Settings
 from thriftree.server.vllm_args import argv_of
 
 #: Settings that are about the engine's answers.
-_ENGINES_OWN = ("thrift", "speculation", "kv")
+_ENGINES_OWN = ("thrift", "speculation", "kv", "vision")
 
 
 def make_parser() -> argparse.ArgumentParser:

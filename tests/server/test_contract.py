@@ -42,7 +42,7 @@ CAPPED = {**OBSERVED, "budget": 100}
     ],
 )
 def test_resolves(thrift: Any, speculation: Any) -> None:
-    assert resolve(thrift, ON) == {"speculation": speculation, "kv": "off"}
+    assert resolve(thrift, ON) == {"speculation": speculation, "kv": "off", "vision": "off"}
 
 
 @pytest.mark.parametrize(
@@ -155,19 +155,23 @@ def test_a_server_without_speculation_says_so(thrift: Any) -> None:
 
 @pytest.mark.parametrize("thrift", [None, "off", {}, {"speculation": "off"}])
 def test_a_server_without_speculation_serves_the_rest(thrift: Any) -> None:
-    assert resolve(thrift, OFF) == {"speculation": "off", "kv": "off"}
+    assert resolve(thrift, OFF) == {"speculation": "off", "kv": "off", "vision": "off"}
 
 
 def test_a_server_without_speculation_can_compress() -> None:
     can = capabilities(False, "auto", 16, KV)
-    assert resolve({"kv": {"budget": 64}}, can) == {"speculation": "off", "kv": {**OBSERVED, "budget": 64}}
+    assert resolve({"kv": {"budget": 64}}, can) == {
+        "speculation": "off",
+        "kv": {**OBSERVED, "budget": 64},
+        "vision": "off",
+    }
 
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["speculation", "kv", "method", "budget", "keep", "x"]), inner)
+        | st.dictionaries(st.sampled_from(["speculation", "kv", "vision", "method", "budget", "keep", "x"]), inner)
     ),
     max_leaves=8,
 )
@@ -176,6 +180,6 @@ json_values = st.recursive(
 @given(json_values, st.sampled_from([ON, OFF, WITH_KV]))
 def test_anything_is_resolved_or_refused(thrift: Any, server: Capabilities) -> None:
     try:
-        assert set(resolve(thrift, server)) == {"speculation", "kv"}
+        assert set(resolve(thrift, server)) == {"speculation", "kv", "vision"}
     except ContractError as error:
         assert error.param is not None and error.param.startswith("thrift")

@@ -37,7 +37,11 @@ async def test_body_passes_untouched_and_usage_is_amended(gateway: Gateway) -> N
     assert engine.seen == [body]
     assert answer.status == 200 and answer.headers["content-length"] == str(len(answer.body))
     assert answer.json["usage"] == {"total_tokens": 17, "thrift": THRIFT}
-    assert engine.contracts[0].thrift == {"speculation": {"method": "auto", "max_nodes": 8}, "kv": "off"}
+    assert engine.contracts[0].thrift == {
+        "speculation": {"method": "auto", "max_nodes": 8},
+        "kv": "off",
+        "vision": "off",
+    }
     assert engine.contracts[0].tenant == "default"
 
 
@@ -74,7 +78,7 @@ async def test_off_is_reported_as_off(gateway: Gateway) -> None:
     app, _ = gateway(engine)
     answer = await call(app, "POST", CHAT, {"thrift": "off"})
     assert answer.json["usage"]["thrift"]["speculation"]["method"] is None
-    assert engine.contracts[0].thrift == {"speculation": "off", "kv": "off"}
+    assert engine.contracts[0].thrift == {"speculation": "off", "kv": "off", "vision": "off"}
 
 
 async def test_bad_thrift_never_reaches_the_engine(gateway: Gateway) -> None:

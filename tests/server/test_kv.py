@@ -52,7 +52,11 @@ async def ask(
 async def test_request_in_usage_and_counters_out(gateway: Gateway) -> None:
     body = {"thrift": {"kv": {"method": "knorm", "budget": 64}}}
     answer, engine, state = await ask(gateway, body)
-    assert engine.contracts[0].thrift == {"speculation": {"method": "auto", "max_nodes": 16}, "kv": KNORM}
+    assert engine.contracts[0].thrift == {
+        "speculation": {"method": "auto", "max_nodes": 16},
+        "kv": KNORM,
+        "vision": "off",
+    }
     thrift = answer.json["usage"]["thrift"]
     assert thrift["exact"] is False
     assert thrift["kv"] == {"method": "knorm", "tokens_seen": 300, "tokens_kept": 64}
@@ -226,8 +230,9 @@ async def test_a_key_with_a_cap_and_a_short_request() -> None:
 async def test_method_table(gateway: Gateway) -> None:
     app, state = gateway(None)
     state.capabilities = replace(state.capabilities, kv=replace(TERMS, max_tokens=1000))
-    rows = {row["name"]: row for row in (await call(app, "GET", "/v1/thrift/methods")).json["methods"]}
-    assert [row["name"] for row in rows.values() if row["default"]] == ["auto", "observed"]
+    listed = (await call(app, "GET", "/v1/thrift/methods")).json["methods"]
+    rows = {row["name"]: row for row in listed if row["family"] == "kv"}
+    assert [row["name"] for row in rows.values() if row["default"]] == ["observed"]
     razor, snap = rows["razor_observed"], rows["snapkv"]
     assert (razor["available"], razor["reason"], razor["family"]) == (False, "no head file", "kv")
     assert snap["available"] and snap["exact"] is False and snap["reason"] is None
@@ -238,7 +243,7 @@ async def test_method_table(gateway: Gateway) -> None:
 def test_the_command_says_the_same(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert methods_command(["--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["methods"]
-    assert [row["name"] for row in rows if row["default"]] == ["auto", "razor_observed"]
+    assert [row["name"] for row in rows if row["default"]] == ["auto", "razor_observed", "divprune"]
     monkeypatch.setenv("COLUMNS", "150")
     assert methods_command([]) == 0
     shown = capsys.readouterr().out

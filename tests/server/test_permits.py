@@ -174,9 +174,9 @@ AUTO = {"method": "auto", "max_nodes": 16}
     ],
 )
 def test_thrift_within_the_caps(caps: Caps, thrift: Any, speculation: Any) -> None:
-    assert permits.resolve_for(thrift, ON, caps) == {"speculation": speculation, "kv": "off"}
+    assert permits.resolve_for(thrift, ON, caps) == {"speculation": speculation, "kv": "off", "vision": "off"}
     if thrift is None:
-        assert permits.resolve_for(thrift, OFF, caps) == {"speculation": "off", "kv": "off"}
+        assert permits.resolve_for(thrift, OFF, caps) == {"speculation": "off", "kv": "off", "vision": "off"}
 
 
 KV = capabilities(True, "auto", 16, Terms(None, {"snapkv": "not here"}, method="observed"))
