@@ -6,6 +6,7 @@ one token per byte, with the ChatML marks; only `llama-bytes` has no tokens beyo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,21 +48,30 @@ def ensure(name: str) -> Path:
     """The folder of tiny model `name` (a key of `SHAPES`), built in the cache if it is not there."""
     if name not in SHAPES:
         raise cache.ZooError(f"no tiny model {name!r}; there are {', '.join(SHAPES)}")
-    target = cache.models() / f"tiny-{name}"
+    return built(f"tiny-{name}", _RECIPE, lambda out: _build(name, SHAPES[name], out))
+
+
+def built(folder: str, recipe: str, build: Callable[[Path], None]) -> Path:
+    """A model's folder in the cache; `build` fills it if what is there was made by another recipe.
+
+    Raises:
+        ZooError: it cannot be written.
+    """
+    target = cache.models() / folder
     try:
         with cache.lock(target):
-            if not _ready(target):
+            if not _ready(target, recipe):
                 with cache.appear(target) as out:
-                    _build(name, SHAPES[name], out)
-                    (out / cache.STAMP).write_text(_RECIPE)
+                    build(out)
+                    (out / cache.STAMP).write_text(recipe)
     except OSError as error:
-        raise cache.ZooError(f"cannot build {name} in {target}: {error.strerror or error}") from error
+        raise cache.ZooError(f"cannot build {folder} in {target}: {error.strerror or error}") from error
     return target
 
 
-def _ready(target: Path) -> bool:
+def _ready(target: Path, recipe: str) -> bool:
     stamp = target / cache.STAMP
-    return stamp.exists() and stamp.read_text() == _RECIPE
+    return stamp.exists() and stamp.read_text() == recipe
 
 
 def _build(name: str, shape: Shape, out: Path) -> None:
@@ -93,24 +103,25 @@ def _build(name: str, shape: Shape, out: Path) -> None:
             noise = torch.randn(weight.shape, generator=generator)
             weight.copy_(1 + noise * 0.05 if "norm" in key else noise * _WIDE)
     model.save_pretrained(out)
-    _tokenizer().save_pretrained(out)
+    tokenizer().save_pretrained(out)
 
 
-def _tokenizer() -> Any:
+def tokenizer(marks: Sequence[str] = (), template: str = _TEMPLATE) -> Any:
+    """One token per byte, the ChatML marks, then `marks`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in _SPECIAL])
+    bytes_ = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_.decoder = decoders.ByteLevel()
+    bytes_.add_special_tokens([AddedToken(mark, special=True) for mark in (*_SPECIAL, *marks)])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=bytes_,
         bos_token="<|endoftext|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         model_max_length=_POSITIONS,
     )
-    fast.chat_template = _TEMPLATE
+    fast.chat_template = template
     return fast

@@ -23,7 +23,7 @@ def state(tokenizer: Any) -> Any:
 async def test_the_tokenizer_as_vllm_wraps_it() -> None:
     from vllm.tokenizers.hf import maybe_make_thread_pool
 
-    tokenizer = tiny._tokenizer()
+    tokenizer = tiny.tokenizer()
     maybe_make_thread_pool(tokenizer, 2)
     count = prompt_counter(state(tokenizer))
     assert count is not None

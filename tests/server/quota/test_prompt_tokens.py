@@ -28,7 +28,7 @@ JSON = st.recursive(
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """One token per byte, and marks around messages."""
-    return tiny._tokenizer()
+    return tiny.tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -154,5 +154,5 @@ _made: list[Any] = []
 
 def _shared() -> Any:
     if not _made:
-        _made.append(tiny._tokenizer())
+        _made.append(tiny.tokenizer())
     return _made[0]
