@@ -13,7 +13,7 @@ from typing import Any
 
 from thriftree.zoo import cache, tiny
 
-_RECIPE = "1"
+_RECIPE = "2"
 _VOCAB = 512
 _POSITIONS = 4096
 _MARKS = ("<image>", "<video>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -172,7 +172,6 @@ def _build(family: Family, out: Path) -> None:
     from thriftree.zoo.cpu_wheels import repair
 
     repair()
-    import torch
     import transformers
 
     text = {
@@ -195,7 +194,6 @@ def _build(family: Family, out: Path) -> None:
     model.save_pretrained(out)
     _old_names(out / "model.safetensors")
     _processor(transformers, family).save_pretrained(out)
-    del torch
 
 
 def _fill(model: Any, seed: int) -> None:
@@ -216,7 +214,7 @@ def _scaled(key: str, noise: Any) -> Any:
         return 1 + noise * 0.1
     if "embed_tokens" in key or "newline" in key or "position" in key or "pos_embed" in key or "class_emb" in key:
         return noise
-    gain = 4.0 if "lm_head" in key else 1.4
+    gain = 4.0 if "lm_head" in key else 0.7 if "projector" in key else 1.4
     return noise * (gain / noise[0].numel() ** 0.5)
 
 

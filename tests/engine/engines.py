@@ -34,6 +34,18 @@ class Ask:
     arrives: int = 0
     abort_after: int | None = None  # steps after which the client leaves
     lora: Any = None
+    images: Sequence[Any] = ()  # PIL images, one for each image token of the prompt
+    mm_kwargs: dict[str, Any] | None = None  # `mm_processor_kwargs`
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The prompt as vLLM takes it."""
+        inputs: dict[str, Any] = {"prompt_token_ids": list(self.prompt)}
+        if self.images:
+            inputs["multi_modal_data"] = {"image": list(self.images)}
+        if self.mm_kwargs is not None:
+            inputs["mm_processor_kwargs"] = self.mm_kwargs
+        return inputs
 
 
 @dataclass
@@ -42,6 +54,8 @@ class Answer:
     texts: list[str]
     finish: list[str | None]
     logprobs: list[list[dict[int, float]] | None] = field(default_factory=list)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 class Stuck(Exception):
@@ -110,7 +124,7 @@ class Engine:
                 ask = waiting.pop(name)
                 params = ask.params.clone()
                 params.output_kind = RequestOutputKind.FINAL_ONLY  # with n > 1: all choices at once
-                self.engine.add_request(name, {"prompt_token_ids": list(ask.prompt)}, params, lora_request=ask.lora)
+                self.engine.add_request(name, ask.inputs, params, lora_request=ask.lora)
             for name in [n for n, at in gone.items() if at <= step]:
                 del gone[name]
                 self.engine.abort_request([name])
@@ -153,6 +167,8 @@ def _answer(output: Any) -> Answer:
             else [{token: entry.logprob for token, entry in step.items()} for step in one.logprobs]
             for one in outs
         ],
+        prompt_tokens=len(output.prompt_token_ids),
+        cached_tokens=output.num_cached_tokens or 0,
     )
 
 
