@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import floor
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from thriftree.plugins.vision.image import Image, Selection, Tap, Tower
+
+#: Metadata of a parameter that names a layer of the vision tower.
+LAYER: dict[str, Any] = {
+    "minimum": -64,
+    "maximum": 63,
+    "description": "layer of the vision tower that is read, negative: from the checkpoint's end; the nearest readable",
+}
 
 
 def kept(rows: int, keep: float | None, keep_tokens: int | None) -> int:

@@ -83,6 +83,10 @@ class Image:
     text: Tensor | None = None  # [T, D] embeddings of the question's tokens (`Method.needs_text`)
     seed: int = 0  # of the image and the settings: the same image gives the same rows
 
+    def read(self, reading: Reading, nth: int = 0) -> Tensor:
+        """The tap with this reading; of several (in the order of `Method.taps`) the `nth`, -1: the last."""
+        return [values for tap, values in self.taps.items() if tap.reading == reading][nth]
+
     @property
     def unit(self) -> Tensor:
         """``[N, D]`` float32 features of length 1 (0 stays 0)."""

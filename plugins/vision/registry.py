@@ -17,7 +17,22 @@ DEFAULT_METHOD = "divprune"
 
 #: name -> module in this package, class. One line per method.
 _METHODS: dict[str, tuple[str, str]] = {
+    "divprune": ("divprune", "DivPrune"),
+    "dpp": ("dpp", "DPP"),
+    "todre": ("todre", "ToDRE"),
+    "hiprune": ("hiprune", "HiPrune"),
+    "fopru": ("fopru", "FoPru"),
+    "globalcom2": ("globalcom2", "GlobalCom2"),
+    "visionzip": ("visionzip", "VisionZip"),
+    "vflowopt": ("vflowopt", "VFlowOpt"),
+    "recoverable": ("recoverable", "Recoverable"),
+    "token_corr_like": ("token_corr_like", "TokenCorrLike"),
+    "aim": ("aim", "AIM"),
+    "tome": ("tome", "ToMe"),
+    "pitome": ("pitome", "PiToMe"),
+    "avgpool": ("avgpool", "AvgPool"),
     "random": ("random", "Random"),
+    "stride": ("stride", "Stride"),
 }
 
 

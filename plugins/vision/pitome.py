@@ -1,0 +1,54 @@
+"""`pitome`: rows of large uniform regions merged, rows that stand alone left as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import elu
+
+from thriftree.plugins.vision.base import LAYER, Method
+from thriftree.plugins.vision.image import Image, Selection, Tap, Tower
+from thriftree.plugins.vision.merging import Groups, cosine, match, schedule
+
+
+@dataclass(frozen=True)
+class PiToMe(Method):
+    """Merge rows that have many like them, and leave rows that stand alone.
+
+    A row's energy is the mean over all rows of ELU(cosine of their keys - margin): high in a dense cluster. In a round
+    the rows of most energy are taken alternately as sources and targets, and each source goes into its most similar
+    target. The margin falls to 0 over the rounds.
+
+    Paper: PiToMe, arXiv 2405.16148. It does this in every layer of the vision tower, with attention weighed by the
+    sizes; here the rounds follow after the tower, on the keys of one layer.
+    """
+
+    paper: ClassVar[str] = "2405.16148"
+    merges: ClassVar[bool] = True
+    margin: float = field(
+        default=0.9, metadata={"minimum": 0.0, "maximum": 1.0, "description": "cosine above which rows are alike"}
+    )
+    per_round: float = field(
+        default=0.1, metadata={"minimum": 0.01, "maximum": 0.5, "description": "share of the rows that a round merges"}
+    )
+    layer: int = field(default=-1, metadata=LAYER)
+
+    def taps(self, tower: Tower) -> tuple[Tap, ...]:
+        return (Tap(tower.layer(self.layer), "keys"),)
+
+    def select(self, image: Image) -> Selection:
+        groups, keys = Groups.of(image), image.read("keys")
+        steps = schedule(len(keys), image.keep, self.per_round)
+        for number, count in enumerate(steps):
+            here = groups.means(keys)
+            dense = energy(here, self.margin * (1 - number / len(steps))).sort(descending=True, stable=True).indices
+            groups = match(groups, here, dense[: 2 * count : 2], dense[1 : 2 * count : 2], count)
+        return groups.selection(image)
+
+
+def energy(keys: Tensor, margin: float) -> Tensor:
+    """``[m]``: how many rows are like it, and how much."""
+    return elu(cosine(keys, keys) - margin).mean(dim=1, dtype=torch.float64)
