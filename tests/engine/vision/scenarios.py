@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from vllm import SamplingParams
 
 from thriftree.zoo import tiny_vision
 
-from ..engines import Answer, Ask
+from ..engines import Answer, Ask, Engine, engine
 from .images import picture
 from .reference import Prompt, Reference, Reply, Selections
 
-#: A family whose M-RoPE, windows and deepstack are not there, and one that has most of them: for tests of minutes.
 FAMILIES = tuple(tiny_vision.FAMILIES)
 TOLERANCE = 2e-5  # of a log-probability, float32
 CANDIDATES = 5  # log-probabilities that a request asks for
@@ -110,3 +111,13 @@ def assert_bitwise(plain: Sequence[Answer | None], ours: Sequence[Answer | None]
 def flags(**more: Any) -> dict[str, Any]:
     """Settings of an engine for these models: several images a request, small blocks, one thread's worth of memory."""
     return {"limit_mm_per_prompt": {"image": 4, "video": 0}, "block_size": 32, "max_model_len": 1024, **more}
+
+
+@contextmanager
+def two_ranks(path: str, **more: Any) -> Iterator[Engine]:
+    """An engine on two tensor-parallel ranks, each a process of its own (so `Engine.runner` is out of reach)."""
+    ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        with engine(path, **flags(**ranks, **more)) as running:
+            yield running

@@ -27,3 +27,13 @@ def test_stock_vllm_equals_transformers(family: str) -> None:
         answers = stock.run(asks)
     assert [a.prompt_tokens for a in answers if a is not None] == [len(lay_out(reference, a)) for a in asks]
     assert_equal(answers, [expect(reference, a) for a in asks])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2.5-vl"])
+def test_two_ranks_of_stock_vllm_equal_transformers(family: str) -> None:
+    path = str(tiny_vision.ensure(family))
+    reference = Reference(path)
+    asks = [ask(reference.processor.tokenizer, family, SCENES[name]) for name in ("middle", "two")]
+    with scenarios.two_ranks(path) as stock:
+        answers = stock.run(asks)
+    assert_equal(answers, [expect(reference, a) for a in asks])
