@@ -69,13 +69,16 @@ def create(args: argparse.Namespace) -> Any:
     )
 
 
-async def load(args: argparse.Namespace, server: Any) -> Loaded:
+async def load(args: argparse.Namespace, server: Any, private_media: bool = False) -> Loaded:
     """Load the model without blocking the loop (health is answered meanwhile), then build vLLM's app."""
     from starlette.middleware.cors import CORSMiddleware
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
+    from thriftree.server import media
+
     _bound_complaints()
+    media.install(private_media)
     client = await asyncio.to_thread(create, args)
     await client.reset_mm_cache()
     tasks = await client.get_supported_tasks()

@@ -148,6 +148,9 @@ class Limits(BaseModel):
     )
     max_header_bytes: int = Field(default=64 << 10, ge=1024, description="largest request line and headers, in bytes")
     header_seconds: float = Field(default=10, gt=0, description="seconds in which line and headers must have arrived")
+    private_media: bool = Field(
+        default=False, description="images by URL may come from addresses that are not public, too"
+    )
 
 
 class Auth(BaseModel):

@@ -24,7 +24,7 @@ from thriftree.server.keys.start import take_vllm_keys
 from thriftree.server.parts import Parts
 from thriftree.server.quota import build as quota
 from thriftree.server.state import GatewayState
-from thriftree.zoo import cache, smollm2
+from thriftree.zoo import cache, catalogue, smollm2
 
 _WATCH_SECONDS = 0.2
 _LAST_WORDS_SECONDS = 1.0  # for vLLM's own error events when its engine has died
@@ -83,6 +83,8 @@ def prepare(ours: settings.Settings, rest: Sequence[str], console: Console) -> P
     if args.model is None:
         args.model = str(smollm2.ensure(progress=console.say))
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    elif args.model.startswith(catalogue.SCHEME):
+        _from_zoo(args, console)
     else:
         vllm_args.check_model(args.model)
     try:
@@ -95,6 +97,14 @@ def prepare(ours: settings.Settings, rest: Sequence[str], console: Console) -> P
     name = args.served_model_name[0] if args.served_model_name else args.model
     sock, url = _take_port(args)
     return Plan(ours, args, state, parts, sock, url, name)
+
+
+def _from_zoo(args: argparse.Namespace, console: Console) -> None:
+    """``zoo:NAME``: its folder, served as NAME, computed in float32 unless the flags say otherwise."""
+    args.model, name = catalogue.resolve(args.model, console.say)
+    args.served_model_name = args.served_model_name or [name]
+    args.dtype = "float32" if args.dtype == "auto" else args.dtype
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _check_version() -> None:
@@ -157,7 +167,7 @@ class Serving:
     async def _run(self) -> int:
         server = self._http()
         http = asyncio.create_task(server.serve(sockets=[self.plan.sock]))
-        loading = asyncio.create_task(engine.load(self.plan.args, server))
+        loading = asyncio.create_task(engine.load(self.plan.args, server, self.plan.settings.limits.private_media))
         stopping = asyncio.create_task(self.signals.stop.wait())
         self.console.say(f"loading {self.plan.name}" + (f" (log: {self.console.log})" if self.console.log else ""))
         await asyncio.wait((loading, stopping, http), return_when=asyncio.FIRST_COMPLETED)
