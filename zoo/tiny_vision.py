@@ -13,13 +13,14 @@ from typing import Any
 
 from thriftree.zoo import cache, tiny
 
-_RECIPE = "2"
+_RECIPE = "3"
 _VOCAB = 512
 _POSITIONS = 4096
 _MARKS = ("<image>", "<video>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _FIRST = 259  # id of the first of them: after the bytes and the ChatML marks
 _TILES = [[112, 224], [224, 112], [224, 224], [112, 336], [336, 112]]
-_LARGE_TILES = [*_TILES, [224, 336], [336, 224], [336, 336]]
+# vLLM sizes its memory by one picture for OneVision, 1153 x 944; with these, none has more rows than that one.
+_SMALL_TILES = [[56 * down, 56 * right] for down in (1, 2, 3) for right in (1, 2, 3, 4)]
 _QWEN_PIXELS = {"shortest_edge": 4 * 28 * 28, "longest_edge": 144 * 28 * 28}  # 4 to 144 rows an image
 _TEMPLATE = (
     "{%% for m in messages %%}{{ '<|im_start|>' + m['role'] + '\n' }}"
@@ -107,21 +108,21 @@ FAMILIES = {
     ),
     "llava-onevision": Family(
         "LlavaOnevision",
-        "SigLIP (no CLS), tiles that are scaled down when they would be more than four",
-        _tower("siglip_vision_model", 112, vision_use_head=False),
+        "SigLIP (no CLS), a thumbnail of 4 x 4 rows and up to twelve tiles, scaled down to nine",
+        _tower("siglip_vision_model", 56, vision_use_head=False),
         text={"model_type": "qwen2", "rms_norm_eps": 1e-5},
         config={
             "image_token_index": _FIRST,
             "video_token_index": _FIRST + 1,
-            "image_grid_pinpoints": _LARGE_TILES,
-            "vision_aspect_ratio": "anyres_max_4",
+            "image_grid_pinpoints": _SMALL_TILES,
+            "vision_aspect_ratio": "anyres_max_9",
         },
-        pixels=("LlavaOnevisionImageProcessor", {"size": _square(112), "image_grid_pinpoints": _LARGE_TILES}),
-        video=("LlavaOnevisionVideoProcessor", {"size": _square(112)}),
+        pixels=("LlavaOnevisionImageProcessor", {"size": _square(56), "image_grid_pinpoints": _SMALL_TILES}),
+        video=("LlavaOnevisionVideoProcessor", {"size": _square(56)}),
         processor={
-            "num_image_tokens": 64,
+            "num_image_tokens": 16,
             "vision_feature_select_strategy": "full",
-            "vision_aspect_ratio": "anyres_max_4",
+            "vision_aspect_ratio": "anyres_max_9",
         },
     ),
     "qwen2-vl": _qwen(
