@@ -10,6 +10,8 @@ from thriftree.plugins.engine.contract_var import EXTRA_ARGS_KEY
 PROPOSER = "thriftree.plugins.engine.proposer.TreeProposer"
 WORKER = "thriftree.plugins.engine.worker.TreeCPUWorker"
 SCHEDULER = "thriftree.plugins.engine.scheduler.TreeScheduler"
+#: Why an engine without our options compresses nothing.
+NOT_TOLD = """this engine was started without it (--additional-config '{"thriftree": {"kv": {}}}' switches it on)"""
 
 
 def register() -> None:
@@ -82,11 +84,14 @@ def _check_contracts(processor: Any) -> None:
     from thriftree.plugins.engine.drafting import check_contract
     from thriftree.plugins.engine.kv.plan import check_room
     from thriftree.plugins.engine.kv.support import terms_of
+    from thriftree.plugins.kv_cache.request import Terms
 
     def terms(mine: Any) -> Any:
-        """Worked out once for each engine: it takes 20 ms."""
+        """Worked out once for each engine: it takes 20 ms. One that was not told of us compresses nothing."""
         if "thrift_terms" not in vars(mine):
-            mine.thrift_terms = terms_of(mine.vllm_config)
+            config = mine.vllm_config
+            ours = uses_trees(config) or EXTRA_ARGS_KEY in (config.additional_config or {})
+            mine.thrift_terms = terms_of(config) if ours else Terms(reason=NOT_TOLD)
         return mine.thrift_terms
 
     stock = processor._validate_params
@@ -94,9 +99,7 @@ def _check_contracts(processor: Any) -> None:
     @functools.wraps(stock)
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         extra = getattr(params, "extra_args", None)
-        # An engine that was told of us and cannot compress says so; any other knows nothing of contracts.
-        ours = uses_trees(self.vllm_config) or EXTRA_ARGS_KEY in (self.vllm_config.additional_config or {})
-        if ours and extra and EXTRA_ARGS_KEY in extra:
+        if extra and EXTRA_ARGS_KEY in extra:
             try:
                 check_contract(extra[EXTRA_ARGS_KEY], terms(self))
             except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,23 @@ def test_auto_starts_and_says_why(kind: str) -> None:
         assert named in str(told.value)
         answers = here.run([Ask([1, 2, 3], params) for params in plain])
         assert [answer and len(answer.tokens[0]) for answer in answers] == [4, 4]
+
+
+def test_a_stock_engine_that_was_told_nothing_does_not_ignore_a_wish() -> None:
+    """Our package is installed, and that is all. Speculation changes no answer, so that wish may be ignored."""
+    with engine(str(tiny.ensure("llama-gqa"))) as stock:
+        for wish in ({"method": "snapkv"}, {"budget": 4096}, "on"):
+            for contract in ({"kv": wish}, json.dumps({"kv": wish, "speculation": "off"})):
+                asked = SamplingParams(max_tokens=4, extra_args={"thriftree": contract})
+                with pytest.raises(VLLMValidationError, match=r"thriftree\.kv: ") as told:
+                    stock.run([Ask([1, 2, 3], asked)])
+                assert wish == "on" or "--additional-config" in str(told.value)
+                assert told.value.parameter == "vllm_xargs.thriftree"
+        fine: list[Any] = ["off", {"kv": "off"}, {"speculation": {"method": "suffix"}}, {}]
+        answers = stock.run(
+            [Ask([1, 2, 3], SamplingParams(max_tokens=4, extra_args={"thriftree": wish})) for wish in fine]
+        )
+        assert [answer and len(answer.tokens[0]) for answer in answers] == [4] * len(fine)
 
 
 @pytest.mark.parametrize(
