@@ -11,6 +11,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from thriftree.plugins.engine.contract_var import CURRENT, EXTRA_ARGS_KEY, Report, RequestContract
 from thriftree.plugins.engine.handover import careful
 from thriftree.plugins.engine.register import uses_trees
+from thriftree.plugins.engine.vision.wish import carry
 
 
 class ThriftAsyncLLM(AsyncLLM):
@@ -37,6 +38,7 @@ class ThriftAsyncLLM(AsyncLLM):
         # comes through here; both are called through this object.
         processor.add_request = add_request
         processor.process_outputs = process_outputs
+        carry(self.renderer)
         core = self.engine_core
         core.add_request_async = careful(core.add_request_async, lambda name: self.abort(name, internal=True))
 
@@ -100,4 +102,5 @@ def _taken(output: EngineCoreOutput) -> dict[str, int] | None:
 
 def _attach(params: SamplingParams, contract: RequestContract) -> None:
     """Put the contract where scheduler and worker see it (what the request's own `vllm_xargs` said gives way)."""
-    params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: {**contract.thrift, "tenant": contract.tenant}}
+    ours = {name: value for name, value in contract.thrift.items() if name != "vision"}  # that travels with the images
+    params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: {**ours, "tenant": contract.tenant}}

@@ -47,6 +47,14 @@ class Report:
         if dropped:
             self.exact = False
 
+    def count_vision(self, method: str | None, seen: int, kept: int) -> None:
+        """Add one image: tokens before pruning and after; `method`: None where all stay."""
+        self.vision_seen += seen
+        self.vision_kept += kept
+        self.vision_method = method or self.vision_method
+        if kept < seen:
+            self.exact = False
+
 
 @dataclass(slots=True)
 class RequestContract:

@@ -15,11 +15,17 @@ NOT_TOLD = """this engine was started without it (--additional-config '{"thriftr
 
 
 def register() -> None:
-    """Give an engine trees or compressed caches where it is asked to; others stay as they are. Safe to call twice."""
+    """Give an engine trees, compressed caches or pruned images where it is asked to; others stay as they are.
+
+    Safe to call twice.
+    """
     from vllm.platforms import current_platform
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.input_processor import InputProcessor
 
+    from thriftree.plugins.engine.vision import families
+
+    families.register()
     platform = type(current_platform)
     if not getattr(platform.check_and_update_config, "thriftree", False):
         _hook_config(platform)
@@ -41,11 +47,13 @@ def _hook_config(platform: Any) -> None:
     @functools.wraps(stock)
     def check_and_update_config(cls: Any, vllm_config: Any) -> None:
         from thriftree.plugins.engine.kv.support import uses_compression
+        from thriftree.plugins.engine.vision.support import settle
 
         trees, compression = uses_trees(vllm_config), uses_compression(vllm_config)
         if trees or compression:
             _wire(vllm_config, trees)
         stock(cls, vllm_config)
+        settle(vllm_config)
 
     check_and_update_config.thriftree = True  # type: ignore[attr-defined]
     platform.check_and_update_config = classmethod(check_and_update_config)

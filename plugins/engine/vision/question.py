@@ -1,0 +1,34 @@
+"""The question that goes with an image, for methods that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+#: Tokens of a question that are read.
+MOST = 512
+
+
+def questions(
+    tokens: Sequence[int], image: int, special: Collection[int], frame: Collection[int] = ()
+) -> list[tuple[int, ...]]:
+    """For each image in the prompt the text of its turn: what follows it up to a special token, else what leads to it.
+
+    A conversation that goes on leaves the question of an earlier image as it is, so that caches keep working.
+
+    Args:
+        tokens: of the prompt, `image` once for each image.
+        image: the token that stands for an image.
+        special: tokens that end a text.
+        frame: tokens around images, which do not.
+    """
+    skipped = {*frame, image}
+    stop = {*special} | skipped
+    places = [at for at, token in enumerate(tokens) if token == image]
+    return [_run(tokens[at:], skipped, stop) or _run(tokens[at::-1], skipped, stop)[::-1] for at in places]
+
+
+def _run(tokens: Sequence[int], skipped: Collection[int], stop: Collection[int]) -> tuple[int, ...]:
+    """The text after what is skipped, at most `MOST` tokens of it."""
+    start = next((i for i, token in enumerate(tokens) if token not in skipped), len(tokens))
+    end = next((i for i in range(start, len(tokens)) if tokens[i] in stop), len(tokens))
+    return tuple(tokens[start : min(end, start + MOST)])

@@ -1,0 +1,59 @@
+"""How a request's images learn what the gateway resolved for them, and how the counts come back.
+
+vLLM's handlers render a prompt in the request's own task, then hand its images to a thread. `carrying` stands between
+the two: the task's contract goes along as an argument that no client can send, whatever the body says.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from thriftree.plugins.engine.contract_var import CURRENT
+from thriftree.plugins.vision.request import Resolved
+
+#: Key of our part among the processor's arguments (in a stock server: of the request's ``mm_processor_kwargs``).
+WISH = "thrift_vision"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What becomes of one image: rows that the tower gives, and rows that the language model gets."""
+
+    rows: int
+    keep: int
+    method: str | None  # None: all rows stay
+
+
+@dataclass
+class Wish:
+    """Resolved settings of a request, and its images' counts once they are processed."""
+
+    vision: Resolved
+    images: list[Pruned] = field(default_factory=list)
+    sizes_only: bool = False  # a dummy, to see how large an image can get
+
+
+def carry(renderer: Any) -> None:
+    """Make a renderer of vLLM's hand `contract_var.CURRENT` to its image processor."""
+    renderer._process_multimodal_async = carrying(renderer._process_multimodal_async)
+
+
+def carrying(process: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """`process` with the wish of the request that this task serves."""
+
+    @functools.wraps(process)
+    async def _process_multimodal_async(*args: Any, mm_processor_kwargs: Any = None, **kwargs: Any) -> Any:
+        contract = CURRENT.get()
+        if contract is None or "vision" not in contract.thrift:
+            return await process(*args, mm_processor_kwargs=mm_processor_kwargs, **kwargs)
+        wish = Wish(contract.thrift["vision"])
+        given = {**(mm_processor_kwargs or {}), WISH: wish}
+        result = await process(*args, mm_processor_kwargs=given, **kwargs)
+        for image in wish.images:
+            contract.report.count_vision(image.method, image.rows, image.keep)
+        return result
+
+    return _process_multimodal_async
