@@ -102,7 +102,8 @@ class AttnTap:
 
         Yields:
             For each image what was wanted, filled when the block ends: float32 ``[N]`` or ``[N, C]`` for the N rows of
-            the projector in their order; with tiles ``[tiles, N]`` or ``[tiles, N, C]``. What could not be read, which
+            the projector in their order; with tiles ``[tiles, N]`` or ``[tiles, N, C]``, padding tiles
+            (the last) included. What could not be read, which
             is logged, or did not pass the tower is missing.
 
         Raises:
