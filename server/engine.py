@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thriftree.plugins.kv_cache.request import Terms
+from thriftree.plugins.vision.request import Terms as VisionTerms
 from thriftree.server.fail_fast import fail_fast
 
 _STOP_SECONDS = 3.0  # for the core to put its processes and shared memory away; then it is killed
@@ -35,11 +36,16 @@ class Loaded:
         return bool(self.client.errored and not self.client.is_running)
 
 
-def configure(args: argparse.Namespace, speculation: dict[str, Any] | None, kv: dict[str, Any] | None) -> bool:
+def configure(
+    args: argparse.Namespace,
+    speculation: dict[str, Any] | None,
+    kv: dict[str, Any] | None,
+    vision: dict[str, Any] | None,
+) -> bool:
     """Put our options on vLLM's flags; whether trees are on. Raises ValueError naming what cannot be."""
     from thriftree.plugins.engine import launch
 
-    return launch.configure(args, speculation, kv)
+    return launch.configure(args, speculation, kv, vision)
 
 
 def kv_terms(client: Any, profile: str) -> Terms:
@@ -47,6 +53,13 @@ def kv_terms(client: Any, profile: str) -> Terms:
     from thriftree.plugins.engine import launch
 
     return launch.kv_terms(client.vllm_config, profile)
+
+
+def vision_terms(client: Any, profile: str) -> VisionTerms:
+    """The same with their images."""
+    from thriftree.plugins.engine import launch
+
+    return launch.vision_terms(client.vllm_config, profile)
 
 
 def create(args: argparse.Namespace) -> Any:

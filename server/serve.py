@@ -116,12 +116,13 @@ def _check_version() -> None:
         raise StartError(str(error)) from None
 
 
-def _wanted(ours: settings.Settings) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Options of speculation and of KV compression; None: not on this server."""
+def _wanted(ours: settings.Settings) -> tuple[dict[str, Any] | None, ...]:
+    """Options of speculation, KV compression and visual-token pruning; None: not on this server."""
     if ours.thrift == "off":
-        return None, None
+        return None, None, None
     kv = None if ours.kv.compression == "off" else ours.kv.model_dump()
-    return ours.speculation.model_dump(), kv
+    vision = None if ours.vision.pruning == "off" else ours.vision.model_dump()
+    return ours.speculation.model_dump(), kv, vision
 
 
 def _capabilities(args: argparse.Namespace, trees: bool) -> Any:
@@ -194,8 +195,9 @@ class Serving:
         if complaint is not None:
             self.console.fail(f"{self.plan.name} loaded, but its first request failed: {self.console.cause(complaint)}")
             return 1
-        kv = engine.kv_terms(loaded.client, self.plan.settings.thrift)
-        self.state.capabilities = replace(self.state.capabilities, kv=kv)
+        profile = self.plan.settings.thrift
+        kv, vision = engine.kv_terms(loaded.client, profile), engine.vision_terms(loaded.client, profile)
+        self.state.capabilities = replace(self.state.capabilities, kv=kv, vision=vision)
         if self.state.capabilities.speculation:
             self.state.drafter_stats.rpc = loaded.client.collective_rpc
         self.state.prompt_counter = await asyncio.to_thread(quota.prompt_counter, loaded.app.state)
@@ -227,8 +229,10 @@ class Serving:
         can = self.state.capabilities
         force = f"{can.method} (up to {can.max_nodes} nodes)" if can.speculation else "off"
         kv = f"on request ({can.kv.method})" if can.kv.reason is None else "off"
+        images = f"  images on request ({can.vision.method})" if can.vision.reason is None else ""
         profile = self.plan.settings.thrift
-        return f"ready: {self.plan.url}/v1  model {self.plan.name}  profile {profile}  speculation {force}  kv {kv}"
+        said = f"model {self.plan.name}  profile {profile}  speculation {force}  kv {kv}{images}"
+        return f"ready: {self.plan.url}/v1  {said}"
 
     def _http(self) -> Any:
         import uvicorn

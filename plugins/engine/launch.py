@@ -9,16 +9,24 @@ from typing import Any
 from thriftree.plugins.engine.kv.options import KVOptions
 from thriftree.plugins.engine.options import SpeculationOptions
 from thriftree.plugins.engine.register import PROPOSER
+from thriftree.plugins.engine.vision.options import VisionOptions
 from thriftree.plugins.kv_cache.request import Terms
+from thriftree.plugins.vision.request import Terms as VisionTerms
 
 
-def configure(args: argparse.Namespace, speculation: dict[str, Any] | None, kv: dict[str, Any] | None = None) -> bool:
-    """Put token-tree speculation and KV compression on a `vllm serve` argument namespace.
+def configure(
+    args: argparse.Namespace,
+    speculation: dict[str, Any] | None,
+    kv: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+) -> bool:
+    """Put token-tree speculation, KV compression and visual-token pruning on a `vllm serve` argument namespace.
 
     Args:
         args: parsed flags of `vllm serve`, changed in place.
         speculation: settings of `SpeculationOptions`; None: the profile wants no speculation.
         kv: settings of `KVOptions`; None: no compression, unless ``--additional-config`` itself asks for it.
+        vision: settings of `VisionOptions`; None: no pruning, likewise.
 
     Returns:
         Whether trees are on. False as well where the operator chose another speculation with ``--speculative-config``.
@@ -29,6 +37,9 @@ def configure(args: argparse.Namespace, speculation: dict[str, Any] | None, kv: 
     if kv is not None:
         args.additional_config = _with(args, "kv", kv)
     KVOptions.of(_extra(args))
+    if vision is not None:
+        args.additional_config = _with(args, "vision", vision)
+    VisionOptions.of(_extra(args))
     return _speculate(args, speculation)
 
 
@@ -37,6 +48,13 @@ def kv_terms(vllm_config: Any, profile: str) -> Terms:
     from thriftree.plugins.engine.kv.support import terms_of
 
     return replace(terms_of(vllm_config), profile=profile)
+
+
+def vision_terms(vllm_config: Any, profile: str) -> VisionTerms:
+    """What requests may do with their images on this engine; `profile`: of requests that name none."""
+    from thriftree.plugins.engine.vision.support import terms_of
+
+    return terms_of(vllm_config, profile)
 
 
 def _extra(args: argparse.Namespace) -> dict[str, Any]:
