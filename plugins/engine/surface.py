@@ -58,6 +58,7 @@ SURFACE = {
     "vllm.v1.structured_output.backend_types:StructuredOutputGrammar.accept_tokens": "9b1a5b72d03e",
     "vllm.v1.structured_output.backend_types:StructuredOutputGrammar.rollback": "1ff9c71a5d73",
     "vllm.v1.structured_output.backend_types:StructuredOutputGrammar.validate_tokens": "708010b5331c",
+    "vllm.v1.worker.cpu_worker:CPUWorker.determine_available_memory": "ad75f84af274",
     "vllm.v1.worker.cpu_worker:CPUWorker.init_device": "f4ca892d9e9f",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._bookkeeping_sync": "04079880ad15",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata": "d68c60a9bcb6",
@@ -89,6 +90,35 @@ SURFACE = {
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._update_states": "68a7cfd54d51",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.get_kv_cache_spec": "1cf7a7d90ebd",
     "vllm.v1.worker.cpu_model_runner:CPUModelRunner.initialize_kv_cache": "1f168d21a4f4",
+    "vllm.distributed.parallel_state:GroupCoordinator.broadcast": "7a087c370526",
+    "vllm.model_executor.models.interfaces:SupportsMultiModal.embed_input_ids": "036b65799686",
+    "vllm.model_executor.models.llava:LlavaForConditionalGeneration.embed_multimodal": "7b6c04f4743d",
+    "vllm.model_executor.models.llava_next:LlavaNextForConditionalGeneration._merge_image_patch_embeddings": "4c70beaec190",  # noqa: E501
+    "vllm.model_executor.models.llava_onevision:LlavaOnevisionForConditionalGeneration._merge_image_patch_embeddings": "c0e517369115",  # noqa: E501
+    "vllm.model_executor.models.qwen2_vl:Qwen2VLForConditionalGeneration.get_mrope_input_positions": "a6cfff42173b",
+    "vllm.model_executor.models.qwen2_vl:Qwen2VLForConditionalGeneration.forward": "339f7ee2d259",
+    "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions": "a6cfff42173b",  # noqa: E501
+    "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VLForConditionalGeneration.forward": "339f7ee2d259",
+    "vllm.model_executor.models.qwen3_vl:Qwen3VLForConditionalGeneration.get_mrope_input_positions": "a6cfff42173b",
+    "vllm.model_executor.models.qwen3_vl:Qwen3VLForConditionalGeneration.embed_input_ids": "036b65799686",
+    "vllm.model_executor.models.qwen3_vl:Qwen3VLForConditionalGeneration.forward": "339f7ee2d259",
+    "vllm.model_executor.models.registry:_ModelRegistry.register_model": "d025a2fff173",
+    "vllm.multimodal.inputs:MultiModalBatchedField": "a2c477191d99",
+    "vllm.multimodal.inputs:MultiModalFeatureSpec": "2b93c85fed2d",
+    "vllm.multimodal.inputs:MultiModalFieldElem": "a7b126182749",
+    "vllm.multimodal.inputs:PlaceholderRange": "bb7c6e441b6e",
+    "vllm.multimodal.processing.inputs:ProcessorInputs": "72238d44d13f",
+    "vllm.multimodal.processing.processor:BaseMultiModalProcessor.apply": "da10436af0ae",
+    "vllm.multimodal.processing.processor:BaseMultiModalProcessor.get_dummy_inputs": "8ff66eaae94f",
+    "vllm.multimodal.processing.processor:BaseMultiModalProcessor._get_cache_missing_items": "e31a2d7a39a4",
+    "vllm.multimodal.processing.processor:BaseMultiModalProcessor._get_mm_hashes": "949550e9fe6c",
+    "vllm.multimodal.processing.processor:BaseMultiModalProcessor._get_mm_prompt_updates": "f5bfef8c4754",
+    "vllm.multimodal.processing.processor:BaseMultiModalProcessor._maybe_apply_prompt_updates": "324507cabca3",
+    "vllm.multimodal.processing.processor:PromptUpdateDetails": "53f973e99c97",
+    "vllm.multimodal.processing.processor:ResolvedPromptUpdate": "9749087f6d6f",
+    "vllm.multimodal.registry:_ProcessorFactories": "d2aafcd06e5d",
+    "vllm.renderers.base:BaseRenderer._process_multimodal": "03ad7d4251d1",
+    "vllm.model_executor.layers.attention.mm_encoder_attention:MMEncoderAttention.forward": "497ccff2d17a",
 }
 
 

@@ -55,21 +55,23 @@ class Selector:
         tower = self.tap.tower if self.tap is not None else None
         wanted = [plan.method.taps(tower) if plan.prunes and tower is not None else () for plan in plans]
         with self.tap.armed(wanted, inputs) if self.tap is not None else nullcontext([{}] * len(plans)) as taps:
-            whole = list(encode(**inputs))
-        return [
-            self._pruned(plan, rows, self._layout(inputs, i, plan), self._lined_up(inputs, i, taps[i]))
-            if plan.prunes
-            else rows
-            for i, (plan, rows) in enumerate(zip(plans, whole, strict=True))
-        ]
+            whole: list[Tensor] = list(encode(**inputs))
+        for index, plan in enumerate(plans):
+            if plan.prunes:
+                whole[index] = self._pruned(plan, whole[index], inputs, index, taps[index])
+        return whole
 
-    def _pruned(self, plan: Plan, rows: Tensor, place: Layout, taps: Mapping[Tap, Tensor]) -> Tensor:
+    def _pruned(
+        self, plan: Plan, rows: Tensor, inputs: Mapping[str, Any], index: int, taps: Mapping[Tap, Tensor]
+    ) -> Tensor:
         if len(rows) != plan.rows:
             raise RuntimeError(f"the vision tower gave {len(rows)} rows, and {plan.rows} were counted on")
-        text = self._text(plan) if plan.method.needs_text else None
+        place = self._layout(inputs, index, plan)
         place = Layout(*(getattr(place, n).to(rows.device) for n in ("view", "row", "col", "newline")), place.tiles)
-        image = Image(rows[:, : self.width], plan.keep, place, taps, text, plan.seed)
-        chosen = self._agreed(_picked(plan, image))
+        text = self._text(plan) if plan.method.needs_text else None
+        lined_up = self._lined_up(inputs, index, taps)
+        image = Image(rows[:, : self.width], plan.keep, place, lined_up, text, plan.seed)
+        chosen = self._agreed(plan, image, _picked(plan, image))
         kept = rows[chosen.rows]
         if chosen.features is not None:
             kept[:, : self.width] = chosen.features.to(kept)
@@ -83,26 +85,28 @@ class Selector:
         if self.family.layout != "tiles":
             return dict(taps)
         size = inputs["image_sizes"][index].cpu()
-        return {
-            tap: layout.arranged(self.model, size, values if values.ndim == 3 else values[..., None]).squeeze(-1)
-            for tap, values in taps.items()
-        }
+        found = {}
+        for tap, values in taps.items():
+            wide = values if values.ndim == 3 else values[..., None]
+            found[tap] = layout.arranged(self.model, size, wide).flatten(values.ndim - 2)
+        return found
 
     def _text(self, plan: Plan) -> Tensor:
         ids = torch.tensor(plan.question, device=next(self.model.parameters()).device)
         embedded: Tensor = self.model.get_language_model().embed_input_ids(ids)
         return embedded
 
-    def _agreed(self, chosen: Selection) -> Selection:
+    def _agreed(self, plan: Plan, image: Image, chosen: Selection) -> Selection:
         """The first rank's choice: scores differ by rounding from rank to rank, and rows that differ are wrong rows."""
         if self.ranks == 1:
             return chosen
         from vllm.distributed.parallel_state import get_tp_group
 
-        group = get_tp_group()
-        rows = group.broadcast(chosen.rows.contiguous())
-        features = None if chosen.features is None else group.broadcast(chosen.features.contiguous())
-        return Selection(rows, features)
+        group, features = get_tp_group(), chosen.features
+        if plan.method.merges:  # whether it failed here or there
+            features = image.features[chosen.rows] if features is None else features.to(image.features)
+            features = group.broadcast(features.contiguous())
+        return Selection(group.broadcast(chosen.rows.contiguous()), features)
 
     def _layout(self, inputs: Mapping[str, Any], index: int, plan: Plan) -> Layout:
         if self.family.layout == "grid":
