@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from thriftree.zoo import tiny
 
@@ -57,3 +58,17 @@ def test_equals_torch(running: Engine, seed: int, monkeypatch: pytest.MonkeyPatc
         worst, flips = replay(model, running, record, ask, answer)
         assert worst < NOISE, (KINDS[i], record[0].chunks)
         assert flips <= 8, (KINDS[i], record[0].chunks)
+
+
+def test_equal_tokens_tie_alike_whatever_the_chunks(running: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first layer, equal tokens have equal norms up to rounding, and that hangs on the sizes of chunks."""
+    chance, scheduler, first = random.Random(3), running.scheduler, running._serial
+    text = [chance.choice((7, 70, 170, 210, 240)) for _ in range(230)]
+    recorder = Recorder(running, monkeypatch)
+    for size in (256, 1, 7, 64, 130):
+        monkeypatch.setattr(scheduler, "max_num_scheduled_tokens", size)
+        assert running.engine.reset_prefix_cache()
+        running.run([Ask(text, asking({"method": "knorm", "budget": 96, "defer": True}, "off", 4))])
+    kept = [recorder.of(first + i)[0].kept[0][0] for i in range(5)]
+    for heads in kept[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(heads, kept[0], strict=True))
