@@ -16,19 +16,20 @@ def split(total: int, weights: Sequence[float], room: Sequence[int]) -> list[int
     What a full part cannot take goes to the others in proportion; all weights 0: equal ones. Sums to `total` exactly
     where the room allows it.
     """
-    counts = [0] * len(room)
-    left = min(total, sum(room))
-    while left > 0:
-        open_parts = [part for part in range(len(room)) if counts[part] < room[part]]
+    counts, left = [0] * len(room), min(total, sum(room))
+    open_parts = [part for part in range(len(room)) if room[part]]
+    while open_parts:
         whole = sum(weights[part] for part in open_parts)
         ideal = {part: left * (weights[part] / whole if whole > 0 else 1 / len(open_parts)) for part in open_parts}
-        given = {part: min(int(ideal[part]), room[part] - counts[part]) for part in open_parts}
-        if not any(given.values()):  # less than one each
-            ranked = sorted(open_parts, key=lambda part: (int(ideal[part]) - ideal[part], part))
-            given = dict.fromkeys(ranked[:left], 1)
-        for part, count in given.items():
-            counts[part] += count
-            left -= count
+        full = [part for part in open_parts if ideal[part] >= room[part]]
+        for part in full or open_parts:
+            counts[part] = room[part] if full else int(ideal[part])
+            left -= counts[part]
+        if not full:
+            for part in sorted(open_parts, key=lambda part: (counts[part] - ideal[part], part))[:left]:
+                counts[part] += 1
+            break
+        open_parts = [part for part in open_parts if part not in full]
     return counts
 
 
