@@ -12,7 +12,7 @@ _HELP = """usage: thriftree bench NAME ...
   speculation   token trees against plain vLLM and vLLM's own drafters, in one run, in turns
   kernels       tree attention against vLLM's own operator, work on cached rows against torch
   kv            what answers lose when the KV cache is compressed, beside controls; requests at once; cost of a step
-  vision        not built yet
+  vision        right answers about images when the language model gets fewer of their tokens, beside controls
   gateway       what the gateway adds to a request, and what it owes under load; LiteLLM's proxy beside it
   all           everything that is built, in its short form (what `make bench` runs)
 `thriftree bench NAME --help` says more."""
@@ -41,26 +41,22 @@ def _kernels(argv: Sequence[str]) -> int:
     return 0
 
 
-def _not_built(name: str) -> Callable[[Sequence[str]], int]:
-    def run(argv: Sequence[str]) -> int:
-        print(f"thriftree bench {name}: not built yet, there is nothing to measure", file=sys.stderr)
-        return 2
-
-    return run
+def _vision(argv: Sequence[str]) -> int:
+    return int(import_module("thriftree.benchmarks.vision.parts").main(list(argv)))
 
 
 def _all(argv: Sequence[str]) -> int:
     if argv:
         print("thriftree bench all takes no flags: name one benchmark", file=sys.stderr)
         return 2
-    return max(_speculation([]), _kv([]), _gateway([]))
+    return max(_speculation([]), _kv([]), _vision([]), _gateway([]))
 
 
 BENCHES: dict[str, Callable[[Sequence[str]], int]] = {
     "speculation": _speculation,
     "kernels": _kernels,
     "kv": _kv,
-    "vision": _not_built("vision"),
+    "vision": _vision,
     "gateway": _gateway,
     "all": _all,
 }

@@ -166,10 +166,11 @@ def ensure(name: str) -> Path:
     """The folder of tiny vision model `name` (a key of `FAMILIES`), built in the cache if it is not there."""
     if name not in FAMILIES:
         raise cache.ZooError(f"no tiny vision model {name!r}; there are {', '.join(FAMILIES)}")
-    return tiny.built(f"tiny-{name}", _RECIPE, lambda out: _build(FAMILIES[name], out))
+    return tiny.built(f"tiny-{name}", _RECIPE, lambda out: build(FAMILIES[name], out))
 
 
-def _build(family: Family, out: Path) -> None:
+def build(family: Family, out: Path) -> None:
+    """The checkpoint of a family, in an empty folder."""
     from thriftree.zoo.cpu_wheels import repair
 
     repair()

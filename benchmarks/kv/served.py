@@ -194,7 +194,7 @@ class Pooled(Engine):
 
         config = self._scheduler.kv_cache_config
         return {
-            "bytes": sum(tensor.size for tensor in config.kv_cache_tensors),
+            "bytes": max(tensor.size for tensor in config.kv_cache_tensors),  # groups share one allocation
             "blocks": config.num_blocks,
             "groups": len(config.kv_cache_groups),
             "max_concurrency": get_max_concurrency_for_kv_cache_config(self.engine.vllm_config, config),
