@@ -36,7 +36,7 @@ def animated(kind: str, frames: int = 5) -> bytes:
 
 
 def png(width: int, height: int, rows: bytes | None = None) -> bytes:
-    """A grey PNG of any size in its header; `rows`: its pixels, None for what the header says, all black."""
+    """A black PNG of any size in its header; `rows`: its packed pixels, None for as many as the header says."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -70,6 +70,14 @@ def parts() -> dict[str, Any]:
         "size without pixels": (png(64, 64, b""), "image/png"),
         "a size of 2^31": (png(2**31 - 1, 2**31 - 1, b""), "image/png"),
         "a bomb": (png(16_000, 16_000), "image/png"),  # a few kB that would be 768 MB
+        "a bomb of 14 bytes": (b"qoif" + b"\x7f\xff\xff\xff" * 2 + b"\x03\x00", "image/qoi"),
+        "png with a wrong length": (whole[:33] + struct.pack(">I", 20) + whole[37:], "image/png"),
+        "most of an avif": (saved("AVIF")[:-20], "image/avif"),
+        "blp of no kind": (
+            b"BLP2" + struct.pack("<I", 1) + bytes(4) + struct.pack("<II", 8, 8) + bytes(1200),
+            "image/blp",
+        ),
+        "dds of no kind": (b"DDS " + struct.pack("<IIII", 124, 0x1007, 8, 8) + bytes(108), "image/dds"),
         "large": (png(5_000, 4_000), "image/png"),
         "one pixel": (png(1, 1), "image/png"),
         "a line": (png(1, 2_000), "image/png"),
