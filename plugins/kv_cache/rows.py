@@ -46,7 +46,7 @@ class Rows:
     keep: int  # rows that every head will keep
     layer: int = 0
     layers: int = 1
-    first_head: int = 0  # the layer's KV head that head 0 here is: heads of different lengths come one by one
+    first_head: int = 0  # the model's KV head that head 0 here is: ranks have a part each, or heads come one by one
     scale: float = 1.0  # of the logits, as the model's attention has it
     seed: int = 0
     rope: Rope | None = None

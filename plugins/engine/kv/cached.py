@@ -47,6 +47,7 @@ class CachedRows:
             keep=keep,
             layer=group.indices[layer],
             layers=self.layers,
+            first_head=group.first_head,
             scale=group.scales[layer],
             seed=self.seed,
             rope=self.rope,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
@@ -26,13 +27,17 @@ class Compression:
     tier_count: int
     retrieval: tuple[tuple[int, ...], ...] | None  # retrieval heads of each layer, of the whole model
     chunk: int  # most tokens that a step adds to a request
+    kv_heads: int = 1  # of a layer, on all ranks together
+    ranks: int = 1
 
     @classmethod
     def of(cls, vllm_config: Any) -> Compression:
         options = KVOptions.of(vllm_config.additional_config or {})
         terms = terms_of(vllm_config)
         heads = retrieval_heads(vllm_config, options) if terms.reason is None else None
-        return cls(terms, options.tiers, heads, vllm_config.scheduler_config.max_num_batched_tokens)
+        model, ranks = vllm_config.model_config, vllm_config.parallel_config.tensor_parallel_size
+        chunk = vllm_config.scheduler_config.max_num_batched_tokens
+        return cls(terms, options.tiers, heads, chunk, model.get_total_num_kv_heads(), ranks)
 
     def plan(self, params: Any, prompt: int) -> Plan | None:
         """See `plan_of`."""
@@ -68,11 +73,12 @@ class Compression:
     def groups(self, kv_cache_config: Any, layers: Mapping[str, Any]) -> list[GroupLayers]:
         """The layers of each KV cache group, by name -> attention layer."""
         found = []
+        first = get_tensor_model_parallel_rank() * self.kv_heads // self.ranks
         for group, tier in zip(kv_cache_config.kv_cache_groups, self.tiers(kv_cache_config), strict=True):
             indices = [extract_layer_index(name) for name in group.layer_names]
             heads = [() if self.retrieval is None else self.retrieval[index] for index in indices]
             mine = [layers[name] for name in group.layer_names]
-            found.append(GroupLayers(group.layer_names, mine, indices, tier, heads))
+            found.append(GroupLayers(group.layer_names, mine, indices, tier, heads, first))
         return found
 
     def rope(self, model: Any) -> Rope | None:

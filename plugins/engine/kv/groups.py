@@ -23,12 +23,15 @@ class GroupLayers:
         indices: Sequence[int],
         tier: Tier,
         retrieval: Sequence[tuple[int, ...]],
+        first_head: int = 0,
     ) -> None:
+        """`first_head`: the model's number of this rank's first KV head."""
         caches = [halves(layer.kv_cache) for layer in layers]
         self.names = tuple(names)
         self.indices = tuple(indices)  # of each layer in the model
         self.tier = tier
         self.retrieval = tuple(retrieval)  # retrieval heads of each layer
+        self.first_head = first_head
         self.isa: str = layers[0].isa
         self.scales = [float(layer.impl.scale) for layer in layers]
         self.keys, self.values = [key for key, _ in caches], [value for _, value in caches]

@@ -88,7 +88,7 @@ class RaggedRows:
             keep=keep,
             layer=group.indices[layer],
             layers=self.layers,
-            first_head=head,
+            first_head=group.first_head + head,
             scale=group.scales[layer],
             seed=self.seed,
             rope=self.rope,

@@ -89,6 +89,7 @@ class ReadRows:
             prompt=self.plan.prompt,
             keep=self.plan.budget,
             layers=self.layers,
+            first_head=group.first_head,
             rope=self.rope,
             seed=self.seed,
         )

@@ -26,6 +26,12 @@ RULES: list[dict[str, Any]] = [
     {"method": "snapkv", "budget": 96},
     {"method": "observed", "budget": 128},
 ]
+#: Their choices hang on the number of a head.
+HASHED: list[dict[str, Any]] = [
+    {"method": "random", "budget": 96},
+    {"method": "keyformer", "budget": 128, "noise": 4.0},
+    {"method": "random", "budget": 128, "defer": True, "recent": 8},
+]
 TEXTS = [repeating(length, seed) for seed, length in enumerate((260, 230, 300))]
 
 
@@ -33,14 +39,19 @@ def small(**kv: Any) -> dict[str, Any]:
     return {"block_size": 32, "max_num_batched_tokens": 192, "additional_config": {"thriftree": {"kv": kv}}}
 
 
-def rules(tokens: int = 40) -> list[Ask]:
-    return [Ask(text, asking(rule, "auto", tokens)) for text, rule in zip(TEXTS, RULES, strict=True)]
+def rules(tokens: int = 40, kinds: list[dict[str, Any]] = RULES) -> list[Ask]:
+    return [Ask(text, asking(rule, "auto", tokens)) for text, rule in zip(TEXTS, kinds, strict=True)]
 
 
 @pytest.fixture(scope="module")
-def expected() -> list[Answer | None]:
+def both() -> tuple[list[Answer | None], list[Answer | None]]:
     with engine(str(tiny.ensure("llama-gqa")), **small()) as plain:
-        return plain.run(rules())
+        return plain.run(rules()), plain.run(rules(kinds=HASHED))
+
+
+@pytest.fixture(scope="module")
+def expected(both: tuple[list[Answer | None], list[Answer | None]]) -> list[Answer | None]:
+    return both[0]
 
 
 def test_adapters(tmp_path: Path) -> None:
@@ -62,9 +73,12 @@ def test_adapters(tmp_path: Path) -> None:
 
 
 def test_two_ranks_behind_an_engine_core_of_its_own(
-    expected: list[Answer | None], monkeypatch: pytest.MonkeyPatch
+    both: tuple[list[Answer | None], list[Answer | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Specs of tiers and caps reach the other processes, all sides plan alike, and each rank has half of the heads."""
+    """Specs of tiers and caps reach the other processes, all sides plan alike, and each rank has half of the heads.
+
+    It drops the same rows of them, also where a method draws lots by a head's number.
+    """
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     flags = small(tiers=2, max_tokens=320)
@@ -75,13 +89,14 @@ def test_two_ranks_behind_an_engine_core_of_its_own(
         dtype="float32", enforce_eager=True, max_model_len=512,
         tensor_parallel_size=2, distributed_executor_backend="mp", **flags,
     )  # fmt: skip
-    asks = rules(tokens=20)
-    texts: list[Any] = [{"prompt_token_ids": list(ask.prompt)} for ask in asks]
-    outputs = llm.generate(texts, [ask.params for ask in asks], use_tqdm=False)
+    outputs = []
+    for asks in (rules(tokens=20), rules(tokens=20, kinds=HASHED)):
+        texts: list[Any] = [{"prompt_token_ids": list(ask.prompt)} for ask in asks]
+        outputs += llm.generate(texts, [ask.params for ask in asks], use_tqdm=False)
     accepted = [stats["accepted"] for stats in llm.collective_rpc("thrift_stats")]
     llm.llm_engine.engine_core.shutdown()
     got = [list(one.outputs[0].token_ids) for one in outputs]
-    assert got == [answer and answer.tokens[0][:20] for answer in expected]
+    assert got == [answer and answer.tokens[0][:20] for part in both for answer in part]
     assert accepted[0] == accepted[1] > 0
 
 
