@@ -67,6 +67,7 @@ class RequestContract:
 
     thrift: dict[str, Any] = field(default_factory=dict)
     tenant: str = DEFAULT_TENANT
+    max_visual_tokens: int | None = None  # of all its images and videos; None: no cap
     report: Report = field(default_factory=Report)
 
 

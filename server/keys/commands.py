@@ -21,7 +21,7 @@ from thriftree.server.keys import limits, token
 from thriftree.server.keys.store import KeyRow, Store
 from thriftree.server.keys.tenants import check_name
 
-_CAPS = ("models", "max_tokens", "profiles", "methods", "max_kv_budget", "priority")
+_CAPS = ("models", "max_tokens", "profiles", "methods", "max_kv_budget", "max_visual_tokens", "priority")
 _QUOTA = ("requests_per_minute", "tokens_per_minute", "concurrent")
 _LISTS = ("models", "profiles", "methods")
 _HELP = {
@@ -30,6 +30,7 @@ _HELP = {
     "profiles": "profiles that it may ask for: off,exact,balanced,max",
     "methods": "methods that it may ask for (see `thriftree methods`)",
     "max_kv_budget": "tokens that a request may keep in its cache, per layer (see `kv.max_tokens`)",
+    "max_visual_tokens": "tokens that a request's images and videos may have together",
     "priority": "the best priority that it may claim; lower runs earlier (default: 0)",
     "requests_per_minute": "requests a minute",
     "tokens_per_minute": "prompt and completion tokens a minute",

@@ -97,17 +97,13 @@ def _priority(value: Any) -> int:
     return value
 
 
-def _visual(value: Any) -> None:
-    raise ValueError("this release cannot hold a request to it; leave it out")
-
-
 _CAPS: dict[str, _Check] = {
     "models": _optional(_names()),
     "max_tokens": _optional(_count(1)),
     "profiles": _optional(_names(lambda: PROFILES)),
     "methods": _optional(_names(lambda: (*registry.names(), *kv.names(), *vision.names()))),
     "max_kv_budget": _optional(_count(1)),
-    "max_visual_tokens": _optional(_visual),
+    "max_visual_tokens": _optional(_count(1)),
     "priority": _priority,
 }
 _QUOTA: dict[str, _Check] = {

@@ -17,6 +17,8 @@ from thriftree.server.permits_remote import check_thrift
 from thriftree.server.principal import ANYONE, Caps
 from thriftree.server.scope import RequestInfo, info
 
+#: Caps on what a body asks for.
+_ABOUT_BODIES = ("max_tokens", "profiles", "methods", "max_kv_budget", "max_visual_tokens")
 #: A letter of "priority" written as an escape. (NULs: the body is not UTF-8. In both cases only the parser can tell.)
 _ESCAPED = re.compile(rb"\\u00[67]")
 
@@ -48,7 +50,7 @@ class KeyCaps:
 async def _held(scope: Scope, request: RequestInfo, caps: Caps, remote: bool) -> Scope:
     """The scope of a request that keeps to the caps: its body may have been amended, and its length with it."""
     route = permits.ROUTES.get(request.route)
-    if route is None or (remote and caps.max_kv_budget is not None and request.route in CONTRACT_ROUTES):
+    if _beyond(request.route, route, caps, remote):
         _refuse_unknown(request.route, caps)
     thrifty = remote and (caps.profiles, caps.methods) != (None, None) and request.route in CONTRACT_ROUTES
     body = await _object(request, route, caps, thrifty)
@@ -63,11 +65,19 @@ async def _held(scope: Scope, request: RequestInfo, caps: Caps, remote: bool) ->
     return await amended(scope, request.body, missing)
 
 
+def _beyond(name: str, route: permits.Route | None, caps: Caps, remote: bool) -> bool:
+    """Whether there may be caps that cannot be held there: only an engine here counts images and caches, and only for
+    answers that it generates."""
+    if route is None:
+        return True
+    if name in CONTRACT_ROUTES:
+        return remote and (caps.max_kv_budget, caps.max_visual_tokens) != (None, None)
+    return route.priority and caps.max_visual_tokens is not None
+
+
 def _refuse_unknown(route: str, caps: Caps) -> None:
     """Where the body is not understood, caps on what it asks cannot be held."""
-    needed = [
-        name for name in ("max_tokens", "profiles", "methods", "max_kv_budget") if getattr(caps, name) is not None
-    ]
+    needed = [name for name in _ABOUT_BODIES if getattr(caps, name) is not None]
     if needed:
         why = f"this key has caps ({', '.join(needed)}) that cannot be held on {route}, so it may not use it"
         raise ApiError(403, "route_not_allowed", why)

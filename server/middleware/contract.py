@@ -49,7 +49,8 @@ class Contract:
             scope = await amended(scope, request.body, await kv_room.members(request, can.kv, self.counter()))
         method = request.report.method = method_of(thrift)
         request.report.kv_method = method_of(thrift, "kv")
-        contract = RequestContract(thrift=thrift, tenant=request.tenant, report=request.report)
+        most = request.principal.caps.max_visual_tokens
+        contract = RequestContract(thrift, request.tenant, most, request.report)
         depth = ROUTES[path]
         if depth is not None:
             send = Amender(send, lambda: _addition(contract.report, method), depth)

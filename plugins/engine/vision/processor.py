@@ -84,6 +84,8 @@ def pruning(factory: Callable[..., Any]) -> Callable[..., Any]:
 class PruningProcessorMixin(Base):
     """Before a processor of vLLM's."""
 
+    takes_wishes = True
+
     def apply(self, inputs: ProcessorInputs, *args: Any, **kwargs: Any) -> Any:
         """As vLLM's, for `WISH` among the processor's arguments.
 

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm.exceptions import VLLMValidationError
+
 from thriftree.plugins.engine.contract_var import CURRENT
 from thriftree.plugins.vision.request import Resolved
 
@@ -37,12 +39,17 @@ class Wish:
 
 
 def carry(renderer: Any) -> None:
-    """Make a renderer of vLLM's hand `contract_var.CURRENT` to its image processor."""
-    renderer._process_multimodal_async = carrying(renderer._process_multimodal_async)
+    """Make a renderer of vLLM's hand `contract_var.CURRENT` to its image processor, and hold requests to their caps."""
+    prunes = getattr(renderer.mm_processor, "takes_wishes", False)
+    renderer._process_multimodal_async = carrying(renderer._process_multimodal_async, prunes)
 
 
-def carrying(process: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """`process` with the wish of the request that this task serves."""
+def carrying(process: Callable[..., Awaitable[Any]], prunes: bool = True) -> Callable[..., Awaitable[Any]]:
+    """`process` with the wish of the request that this task serves, where the processor `prunes`.
+
+    Raises:
+        VLLMValidationError: of what is returned, for more visual tokens than the request's key may use.
+    """
 
     @functools.wraps(process)
     async def _process_multimodal_async(*args: Any, mm_processor_kwargs: Any = None, **kwargs: Any) -> Any:
@@ -50,10 +57,24 @@ def carrying(process: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
         if contract is None or "vision" not in contract.thrift:
             return await process(*args, mm_processor_kwargs=mm_processor_kwargs, **kwargs)
         wish = Wish(contract.thrift["vision"])
-        given = {**(mm_processor_kwargs or {}), WISH: wish}
+        given = {**(mm_processor_kwargs or {}), WISH: wish} if prunes else mm_processor_kwargs
         result = await process(*args, mm_processor_kwargs=given, **kwargs)
-        for image in wish.images:
+        _hold(result, contract.max_visual_tokens)
+        images = wish.images if prunes else [Pruned(n, n, None) for n in _lengths(result, "image")]
+        for image in images:
             contract.report.count_vision(image.method, image.rows, image.keep)
         return result
 
     return _process_multimodal_async
+
+
+def _lengths(result: Any, modality: str) -> list[int]:
+    """Tokens of each image or video that the language model will get."""
+    return [int(place.get_num_embeds()) for place in result["mm_placeholders"].get(modality, ())]
+
+
+def _hold(result: Any, most: int | None) -> None:
+    asked = sum(sum(_lengths(result, modality)) for modality in ("image", "video"))
+    if most is not None and asked > most:
+        why = f"{asked} visual tokens are above this key's cap of {most} (max_visual_tokens); keep fewer of each image"
+        raise VLLMValidationError(f"thrift.vision: {why}", parameter="thrift.vision")

@@ -57,7 +57,7 @@ def test_a_file(tmp_path: Path) -> None:
         ("keys: [{key: a, caps: {max_tokens: true}}]", "caps: max_tokens"),
         ("keys: [{key: a, caps: {methods: [eagle9]}}]", "caps: methods: unknown name 'eagle9'"),
         ("keys: [{key: a, caps: {models: small}}]", "caps: models: must be a list"),
-        ("keys: [{key: a, caps: {max_visual_tokens: 3}}]", "caps: max_visual_tokens"),
+        ("keys: [{key: a, caps: {max_visual_tokens: 0}}]", "caps: max_visual_tokens"),
         ("keys: [{key: a, caps: [1]}]", "caps: must be an object"),
         ("keys: [{key: a, quota: {concurrent: x}}]", "quota: concurrent"),
         ("keys: [{key: a, tenant: 'x y'}]", "a name is"),
