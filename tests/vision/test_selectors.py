@@ -137,6 +137,12 @@ def test_fopru_keeps_whole_lines_where_the_count_allows() -> None:
         assert len({row // 12 for row in rows}) == lines
 
 
+def test_fopru_compares_lines_by_their_mean() -> None:
+    attention = torch.tensor([3.0, 3, 3, 3, 4, 4])
+    given_image = picture("fopru", {"strategy": "row"}, 2, Layout.grid(2, 4).pick(torch.arange(6)), attention)
+    assert picked("fopru", {"strategy": "row"}, given_image) == [4, 5]
+
+
 def hiprune(alpha: float, keep: int, middle: Tensor, deep: Tensor, layout: Layout) -> list[int]:
     given_image = picture("hiprune", {"alpha": alpha}, keep, layout, middle, deep)
     return picked("hiprune", {"alpha": alpha}, given_image)
@@ -146,6 +152,12 @@ def test_hiprune_keeps_the_neighbours_of_objects() -> None:
     middle, deep = torch.zeros(36), torch.arange(36.0)
     middle[14] = 1.0
     assert hiprune(0.5, 10, middle, deep, Layout.grid(6, 6)) == [8, 13, 14, 15, 20, 31, 32, 33, 34, 35]
+
+
+def test_hiprune_takes_the_better_neighbours_where_not_all_fit() -> None:
+    middle, deep = torch.zeros(36), torch.arange(36.0)
+    middle[[14, 13, 8]] = torch.tensor([1.0, 0.9, 0.8])
+    assert hiprune(0.1, 3, middle, deep, Layout.grid(6, 6)) == [8, 13, 14]
 
 
 def test_hiprune_does_not_wrap_around_the_edges() -> None:

@@ -52,6 +52,16 @@ def test_exactly_as_many_rows_of_any_image(
     held(registry.configure(method, options).select(given_image), given_image)
 
 
+@pytest.mark.slow
+@each_method
+def test_exactly_as_many_rows_of_every_image_up_to_1024(method: str, options: dict[str, Any]) -> None:
+    configured = registry.configure(method, options)
+    for rows in range(1, 1025):
+        whole = image(configured, 1, grid(rows), seed=rows)
+        for keep in {max(1, rows - 1), 1 + (rows * rows * 31 + 7) % rows, kept(rows, 0.11, None)}:
+            held(configured.select(replace(whole, keep=keep)), replace(whole, keep=keep))
+
+
 @each_method
 def test_exactly_as_many_rows_of_small_images(method: str, options: dict[str, Any]) -> None:
     configured = registry.configure(method, options)
