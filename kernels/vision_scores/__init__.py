@@ -105,7 +105,9 @@ def read(
     if first is None:
         received = received / _spread([end - start for start, end in pairwise(starts)], q.device)
     if reading == "global":
-        weights = _central(received, starts, cls, threshold)
+        weights, even = _central(received, starts, cls, threshold)
+        if reduce is None and q.device.type == "cpu" and bool(even):  # elsewhere looking costs a wait
+            return _patches(received, starts, cls)
         received = ranks(column_sums(q, k, starts, scale, weights=weights)) / total
     return _patches(received, starts, cls)
 
@@ -120,16 +122,21 @@ def _spread(lengths: list[int], device: torch.device) -> Tensor:
     return each.repeat_interleave(each).to(device)
 
 
-def _central(received: Tensor, starts: Sequence[int], cls: bool, threshold: float) -> Tensor:
-    """``[T]`` weights, 1 in all in each sequence, of the patches that receive more than `threshold` times the mean."""
-    weights = torch.empty_like(received)
+def _central(received: Tensor, starts: Sequence[int], cls: bool, threshold: float) -> tuple[Tensor, Tensor]:
+    """``[T]`` weights, 1 in all in each sequence, of the patches that receive more than `threshold` times the mean.
+
+    And whether no patch of any sequence does: then all rows weigh the same.
+    """
+    weights, even = torch.empty_like(received), torch.ones((), dtype=torch.bool, device=received.device)
     for start, end in pairwise(starts):
         mine = received[start:end].clone()
         mine[:cls] = -torch.inf
         chosen = (mine > threshold * mine[cls:].mean()).float()
-        chosen = torch.where(chosen.any(), chosen, torch.ones_like(chosen))
+        some = chosen.any()
+        chosen = torch.where(some, chosen, torch.ones_like(chosen))
         weights[start:end] = chosen / chosen.sum()
-    return weights
+        even &= ~some
+    return weights, even
 
 
 def _patches(values: Tensor, starts: Sequence[int], cls: bool) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 #: Logits that are held at once: they stay in the cache of a core or two.
-MOST = 1 << 18
+MOST = 1 << 19
 
 
 def column_sums(
@@ -30,13 +30,15 @@ def column_sums(
         if weights is not None:
             lines = lines[weights[start:last] != 0]
         keys = k[start:end].float().permute(1, 2, 0).contiguous()
-        step = max(1, most // max(1, keys.shape[0] * (end - start)))
+        heads, count = len(keys), end - start
+        step = max(1, most // max(1, heads * count))
+        room = torch.empty(heads * min(step, len(lines)) * count, device=q.device)  # fresh pages cost more than sums
         for part in lines.split(step):
-            logits = torch.matmul((q[part].float() * scale).transpose(0, 1), keys)
-            shares = torch.softmax(logits, dim=-1)
-            if weights is not None:
-                shares *= weights[part][:, None]
-            sums[start:end] += shares.sum((0, 1))
+            logits = room[: heads * len(part) * count].view(heads, len(part), count)
+            torch.bmm((q[part].float() * scale).transpose(0, 1), keys, out=logits)
+            logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+            factors = (1.0 if weights is None else weights[part]) / logits.sum(-1)
+            sums[start:end].addmv_(logits.flatten(0, 1).T, factors.flatten())
     return sums
 
 

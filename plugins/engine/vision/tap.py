@@ -102,18 +102,17 @@ class AttnTap:
 
         Yields:
             For each image what was wanted, filled when the block ends: float32 ``[N]`` or ``[N, C]`` for the N rows of
-            the projector in their order; with tiles ``[tiles, N]`` or ``[tiles, N, C]``, padding tiles
-            (the last) included. What could not be read, which
-            is logged, or did not pass the tower is missing.
+            the projector in their order; with tiles ``[tiles, N]`` or ``[tiles, N, C]``, padding tiles (the last)
+            included. What could not be read, which is logged, or did not pass the tower is missing.
 
         Raises:
             ValueError: a layer that does not run, or does not see the whole image.
         """
         found: list[Readings] = [{} for _ in wanted]
-        if not any(wanted):
+        images = sights(inputs)
+        if not any(wanted) or not images:
             yield found
             return
-        images = sights(inputs)
         for tap in {tap for taps in wanted for tap in taps}:
             self._check(tap)
         recorders = {
@@ -173,7 +172,8 @@ class _Recorder:
         self._wanted, self._images, self._read = wanted, images, read
         self._owners = [index for index, image in enumerate(images) for _ in range(image.sequences)]
         self._seen = 0
-        self._taps = dict.fromkeys(tap for taps in wanted for tap in taps)
+        every = {tap for taps in wanted for tap in taps}
+        self._taps = sorted(every, key=lambda tap: (tap.reading, tap.threshold))  # on all ranks alike
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Before the module's forward. An image that cannot be read costs itself quality, not the batch its rows."""
@@ -185,7 +185,7 @@ class _Recorder:
         except Exception:
             log.exception("the attention of the vision tower could not be read")
             self.parts = [{} for _ in self._images]
-            self._taps = {}
+            self._taps = []
 
     def _arrived(self, rows: int, batch: int) -> tuple[list[int], list[int]]:
         """Images and lengths of the sequences of a call with so many rows."""

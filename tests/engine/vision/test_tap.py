@@ -38,10 +38,10 @@ class Captured:
         self._numbers: dict[int, int] = {}
 
     def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
     ) -> tuple[Tensor, Tensor]:
         """Eager attention, ``[B, H, S, D]``."""
-        assert mask is None
+        assert attention_mask is None
         number = self._numbers.setdefault(id(module), len(self._numbers))
         self.layers.setdefault(number, []).append((query.double(), key.double(), scaling))
         weights = (query @ key.transpose(2, 3) * scaling).softmax(-1)

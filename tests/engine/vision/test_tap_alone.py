@@ -130,11 +130,21 @@ def test_layers_that_cannot_be_read() -> None:
     for tower, layer in ((Tower(2), 2), (Tower(2), -1), (Tower(2, whole=(1,)), 0)):
         with (
             pytest.raises(ValueError, match="cannot be read"),
-            AttnTap(layers(), tower).armed([[Tap(layer, "cls")]], {}),
+            AttnTap(layers(), tower).armed([[Tap(layer, "cls")]] * 3, PIXELS),
         ):
             pass
     with pytest.raises(ValueError, match="3 come"), AttnTap(layers(), Tower(2)).armed([[RECEIVED]], PIXELS):
         pass
+
+
+def test_images_that_come_encoded_have_no_readings() -> None:
+    with AttnTap(layers(), Tower(2)).armed([[RECEIVED]], {"image_embeds": torch.zeros(1, 4, 8)}) as found:
+        pass
+    assert found == [{}]
+    grids = {"image_embeds": torch.zeros(6, 8), "image_grid_thw": torch.tensor([[1, 4, 6]])}
+    with AttnTap(layers(), Tower(2)).armed([[RECEIVED]], grids) as found:
+        pass
+    assert found == [{}]
 
 
 def test_what_cannot_be_read_costs_the_batch_nothing(caplog: pytest.LogCaptureFixture) -> None:
