@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import isqrt
 from types import SimpleNamespace
 from typing import Any
@@ -59,9 +58,13 @@ def tiled(model: Any, size: Tensor, tiles: int) -> Layout:
         width = int(after.nonzero()[0]) + 1
         at = torch.arange(len(after))
         view, row, col = torch.ones_like(at), at // width, at % width
-    pairs = ((base.view, view), (base.row, row), (base.col, col))
-    shape = (1, 1) if tiles == 1 else _tile_grid(model, size)
-    return replace(Layout(*(torch.cat(pair) for pair in pairs), newline), tiles=shape)
+    return Layout(
+        torch.cat((base.view, view)),
+        torch.cat((base.row, row)),
+        torch.cat((base.col, col)),
+        newline,
+        (1, 1) if tiles == 1 else _tile_grid(model, size),
+    )
 
 
 def _tile_grid(model: Any, size: Tensor) -> tuple[int, int]:

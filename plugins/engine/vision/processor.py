@@ -25,9 +25,7 @@ from thriftree.plugins.vision import request
 from thriftree.plugins.vision.base import kept
 
 if TYPE_CHECKING:
-    from vllm.multimodal.processing.processor import BaseMultiModalProcessor
-
-    Base = BaseMultiModalProcessor[Any]
+    from vllm.multimodal.processing.processor import BaseMultiModalProcessor as Base
 else:
     Base = object
 
@@ -73,7 +71,7 @@ def pruning(factory: Callable[..., Any]) -> Callable[..., Any]:
     def build(*args: Any, **kwargs: Any) -> Any:
         made = factory(*args, **kwargs)
         name = f"Pruning{type(made).__name__}"
-        adopted = types.new_class(name, (PruningProcessorMixin, type(made)))
+        adopted: Any = types.new_class(name, (PruningProcessorMixin, type(made)))
         processor = adopted.__new__(adopted)
         processor.__dict__.update(made.__dict__)
         return processor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,7 +55,9 @@ class Selector:
     def _embed(self, plans: Sequence[Plan], inputs: Mapping[str, Any], encode: Callable[..., Any]) -> list[Tensor]:
         tower = self.tap.tower if self.tap is not None else None
         wanted = [plan.method.taps(tower) if plan.prunes and tower is not None else () for plan in plans]
-        with self.tap.armed(wanted, inputs) if self.tap is not None else nullcontext([{}] * len(plans)) as taps:
+        nothing: list[dict[Tap, Tensor]] = [{} for _ in plans]
+        reading: Any = self.tap.armed(wanted, inputs) if self.tap is not None else nullcontext(nothing)
+        with reading as taps:
             whole: list[Tensor] = list(encode(**inputs))
         for index, plan in enumerate(plans):
             if plan.prunes:
@@ -67,7 +70,8 @@ class Selector:
         if len(rows) != plan.rows:
             raise RuntimeError(f"the vision tower gave {len(rows)} rows, and {plan.rows} were counted on")
         place = self._layout(inputs, index, plan)
-        place = Layout(*(getattr(place, n).to(rows.device) for n in ("view", "row", "col", "newline")), place.tiles)
+        here = {name: getattr(place, name).to(rows.device) for name in ("view", "row", "col", "newline")}
+        place = replace(place, **here)
         text = self._text(plan) if plan.method.needs_text else None
         lined_up = self._lined_up(inputs, index, taps)
         image = Image(rows[:, : self.width], plan.keep, place, lined_up, text, plan.seed)
