@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.attention.selector import _cached_get_attn_backend
 from vllm.v1.worker import cpu_worker
@@ -13,6 +15,8 @@ from thriftree.plugins.engine.options import SpeculationOptions
 from thriftree.plugins.engine.register import uses_trees
 from thriftree.plugins.engine.runner_v1 import CompressingCPUModelRunner, TreeCPUModelRunner
 from thriftree.plugins.engine.seam import replaced
+
+logger = init_logger(__name__)
 
 
 class TreeCPUWorker(cpu_worker.CPUWorker):
@@ -25,6 +29,27 @@ class TreeCPUWorker(cpu_worker.CPUWorker):
         runner = TreeCPUModelRunner if uses_trees(self.vllm_config) else CompressingCPUModelRunner
         with replaced(cpu_worker, "CPUModelRunner", runner):
             super().init_device()
+
+    def determine_available_memory(self) -> int:
+        """What compression holds beside the cache comes out of the memory that is meant for the cache.
+
+        Not where ``--kv-cache-memory-bytes`` says how large the cache itself is to be.
+        """
+        found: int = super().determine_available_memory()
+        side = self.model_runner.side_memory()
+        if side is None:
+            return found
+        requests = self.scheduler_config.max_num_seqs
+        given = self.cache_config.kv_cache_memory_bytes is not None and not os.environ.get("VLLM_CPU_KVCACHE_SPACE")
+        left = found if given else side.room(found, requests, self.model_runner.compression.terms.least())
+        held = side.held(int(left / side.cached), requests)
+        logger.info(
+            "thriftree: KV compression holds up to %d MiB beside the cache (%.1f %% of it, %d requests at once); "
+            "the cache gets %d MiB of %d MiB%s",
+            held >> 20, 100 * held / left, requests, left >> 20, found >> 20,
+            ": --kv-cache-memory-bytes is the cache alone" if given else "",
+        )  # fmt: skip
+        return left
 
     def load_model(self, **kwargs: Any) -> None:
         options = SpeculationOptions.of(self.vllm_config.additional_config or {})

@@ -14,7 +14,10 @@ from thriftree.plugins.engine.kv import spec as specs
 from thriftree.plugins.engine.kv.groups import GroupLayers
 from thriftree.plugins.engine.kv.options import KVOptions
 from thriftree.plugins.engine.kv.plan import Plan, Tier, plan_of
+from thriftree.plugins.engine.kv.request_cache import kept_queries
+from thriftree.plugins.engine.kv.side_memory import Layer, SideMemory
 from thriftree.plugins.engine.kv.support import retrieval_heads, terms_of
+from thriftree.plugins.kv_cache import registry
 from thriftree.plugins.kv_cache.request import Terms
 from thriftree.plugins.kv_cache.rows import Rope
 
@@ -60,6 +63,20 @@ class Compression:
                 full = len(self.retrieval[index]) if self.retrieval is not None else 0
                 made[name] = specs.tiered(spec, index * self.tier_count // layers, full, most)
         return made
+
+    def side_memory(self, found: Mapping[str, Any], query_heads: int) -> SideMemory | None:
+        """What is held beside the cache of layers with these specs, by requests of the default method; None: nothing.
+
+        Requests whose method looks at more queries hold more: see `request_cache.kept_queries`.
+        """
+        if self.terms.reason is not None:
+            return None
+        layers = [
+            Layer(one.num_kv_heads, query_heads, one.head_size, one.dtype.itemsize, one.block_size, one.page_size_bytes)
+            for one in found.values()
+        ]
+        sums = any(registry.describe(name).observes for name in registry.names() if name not in self.terms.missing)
+        return SideMemory.of(layers, kept_queries(registry.describe(self.terms.method)), sums)
 
     def tiers(self, kv_cache_config: Any) -> list[Tier]:
         """One per KV cache group."""

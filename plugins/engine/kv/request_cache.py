@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 from torch import Tensor
 
@@ -19,10 +20,25 @@ from thriftree.plugins.engine.kv.step_rows import Observer
 from thriftree.plugins.kv_cache.reading import ReadMethod
 from thriftree.plugins.kv_cache.rows import Rope
 
+
+class Described(Protocol):
+    """A method, or its description."""
+
+    @property
+    def observes(self) -> bool: ...
+    @property
+    def window(self) -> int: ...
+
+
 #: Block ids of the request in a KV cache group, from its first token on.
 Blocks = Callable[[int], Tensor]
 #: Queries that wait, at most, until a method that adds up has seen them. Each takes the room of `G / 2` cached rows.
 _UNSEEN = 8
+
+
+def kept_queries(method: Described) -> int:
+    """Query rows that a request with this method keeps at most, of each layer."""
+    return _UNSEEN if method.observes else method.window
 
 
 class RequestCache(ABC):
@@ -53,8 +69,9 @@ class RequestCache(ABC):
     def compact(self, length: int, blocks: Blocks) -> None:
         """After a step that left `length` committed tokens in the cache."""
 
-    def queries_wanted(self, chunk: int) -> int:
-        """Of a step with `chunk` rows before its drafts: how many of the newest ones' queries to keep."""
+    def queries_wanted(self, chunk: int, computed: int, drafts: int) -> int:
+        """Of a step with `chunk` rows, from position `computed` on, and then `drafts`: how many of the newest rows'
+        queries to keep."""
         return min(chunk, self._window)
 
     def observer(self, chunk: int, computed: int, blocks: Blocks) -> Observer | None:
@@ -98,7 +115,7 @@ class DroppingCache(RequestCache):
     """Rows are dropped as the windows move on."""
 
     def __init__(self, plan: Plan, groups: Sequence[CachedRows | RaggedRows], layers: int) -> None:
-        super().__init__(plan, layers, _UNSEEN if plan.method.observes else plan.method.window)
+        super().__init__(plan, layers, kept_queries(plan.method))
         self.groups = groups
         names = [rows.group.names for rows in groups]
         self._place = {name: (g, i) for g, mine in enumerate(names) for i, name in enumerate(mine)}
@@ -112,13 +129,25 @@ class DroppingCache(RequestCache):
         return rows if isinstance(rows, RaggedRows) and rows.ragged else None
 
     def levels(self, length: int) -> int:
-        due = [at for rows in self.groups if (at := rows.window.next_event(length - 1)) is not None]
-        return min(due) - length if due else length
+        due = self._due(length - 1)
+        return length if due is None else due - length
 
-    def queries_wanted(self, chunk: int) -> int:
+    def _due(self, computed: int) -> int | None:
+        """At which length the next event is, the earliest."""
+        due = [at for rows in self.groups if (at := rows.window.next_event(computed)) is not None]
+        return min(due, default=None)
+
+    def queries_wanted(self, chunk: int, computed: int, drafts: int) -> int:
         if self.plan.method.observes:
             return chunk if chunk == 1 else 0  # longer chunks are weighed as they pass
-        return super().queries_wanted(chunk)
+        if self._idle(computed, computed + chunk + drafts):
+            return 0
+        return super().queries_wanted(chunk, computed, drafts)
+
+    def _idle(self, computed: int, length: int) -> bool:
+        """Whether no event will look at a query before position `length`."""
+        due = self._due(computed)
+        return due is None or length <= due - self._window
 
     def observer(self, chunk: int, computed: int, blocks: Blocks) -> Observer | None:
         if chunk == 1 or not self.plan.method.observes:
@@ -156,6 +185,11 @@ class DroppingCache(RequestCache):
         ring.unseen = 0
 
     def compact(self, length: int, blocks: Blocks) -> None:
+        self._compact(length, blocks)
+        if not self.plan.method.observes and self._idle(length, length):
+            self.ring = None
+
+    def _compact(self, length: int, blocks: Blocks) -> None:
         due = [rows.window.start(length) > rows.start for rows in self.groups]
         if not any(due):
             return

@@ -19,6 +19,7 @@ from thriftree.plugins.engine.kv.compression import Compression
 from thriftree.plugins.engine.kv.groups import GroupLayers
 from thriftree.plugins.engine.kv.ragged_step import RaggedRequest, RaggedStep
 from thriftree.plugins.engine.kv.request_cache import RequestCache, request_cache
+from thriftree.plugins.engine.kv.side_memory import SideMemory
 from thriftree.plugins.engine.kv.step_rows import StepRows
 from thriftree.plugins.engine.tree_tokens import as_tree
 
@@ -45,6 +46,11 @@ class CompressingRunnerMixin(Base):
     def get_kv_cache_spec(self) -> dict[str, Any]:
         return self.compression.specs(super().get_kv_cache_spec())
 
+    def side_memory(self) -> SideMemory | None:
+        """What compression holds beside the cache; None: this engine does not compress."""
+        heads = self.model_config.get_num_attention_heads(self.parallel_config)
+        return self.compression.side_memory(self.get_kv_cache_spec(), heads)
+
     def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
         self._groups = []  # the caches of a profile run are gone by the time that a request comes
@@ -58,7 +64,8 @@ class CompressingRunnerMixin(Base):
     def _update_states(self, scheduler_output: Any) -> Any:
         cached = scheduler_output.scheduled_cached_reqs
         # A preempted request starts from nothing when it comes back.
-        for name in (*scheduler_output.finished_req_ids, *cached.resumed_req_ids):
+        preempted = scheduler_output.preempted_req_ids or ()
+        for name in (*scheduler_output.finished_req_ids, *preempted, *cached.resumed_req_ids):
             self._caches.pop(name, None)
         done = super()._update_states(scheduler_output)
         for name in (*(new.req_id for new in scheduler_output.scheduled_new_reqs), *cached.resumed_req_ids):
@@ -114,7 +121,7 @@ class CompressingRunnerMixin(Base):
                 observer = cache.observer(chunk, computed, partial(self._blocks, i, computed + chunk))
                 if observer is not None:
                     step.observers.append((slice(first, first + chunk), observer))
-                wanted = cache.queries_wanted(chunk)
+                wanted = cache.queries_wanted(chunk, computed, drafts)
                 capture.append(torch.arange(first + chunk - wanted, first + rows if wanted else first + chunk))
             first += rows
         chosen = torch.cat(capture)
@@ -159,7 +166,7 @@ class CompressingRunnerMixin(Base):
             path = self._accepted[i] if self._accepted is not None and drafts else []
             computed = int(self.input_batch.num_computed_tokens_cpu[i])
             length = computed + chunk + len(path)
-            wanted = cache.queries_wanted(chunk)
+            wanted = cache.queries_wanted(chunk, computed, drafts)
             if wanted and captured is not None:
                 rows = [*range(taken, taken + wanted), *(taken + wanted + node for node in path)]
                 cache.see(captured[:, rows], computed + chunk - wanted, partial(self._blocks, i, length))
