@@ -82,10 +82,10 @@ def match(groups: Groups, metric: Tensor, sources: Tensor, targets: Tensor, coun
 
 
 def schedule(rows: int, keep: int, share: float) -> list[int]:
-    """How many rows each round merges, `share` of those that are left but at most half, until `keep` are left."""
+    """How many rows each round merges, `share` (at most half) of those that are left, until `keep` are left."""
     steps = []
     while rows > keep:
-        steps.append(min(rows - keep, max(1, min(int(rows * share), rows // 2))))
+        steps.append(min(rows - keep, max(1, int(rows * share))))
         rows -= steps[-1]
     return steps
 

@@ -134,6 +134,44 @@ def test_pitome_mixes_no_clusters_while_there_are_targets_of_each() -> None:
     assert ((merged[:, :2] > 0.9).sum(dim=1) == 1).all()
 
 
+def naive(features: Tensor, keep: int, share: float, margin: float | None) -> dict[int, list[int]]:
+    """Lists instead of tensors: who stands for whom. `margin`: PiToMe's rule, None: every second row."""
+    groups = {row: [row] for row in range(len(features))}
+    rounds, left = [], len(features)
+    while left > keep:
+        rounds.append(min(left - keep, max(1, int(left * share))))
+        left -= rounds[-1]
+    for number, count in enumerate(rounds):
+        mean = {row: features[members].double().mean(dim=0) for row, members in groups.items()}
+
+        def like(one: int, other: int, mean: dict[int, Tensor] = mean) -> float:
+            return float(torch.cosine_similarity(mean[one], mean[other], dim=0))
+
+        standing = sorted(groups)
+        if margin is not None:
+            over = {row: torch.tensor([like(row, other) for other in standing]) for row in standing}
+            limit = margin * (1 - number / len(rounds))
+            heat = {row: float(torch.nn.functional.elu(over[row] - limit).sum()) for row in standing}
+            standing = sorted(standing, key=lambda row: -heat[row])[: 2 * count]
+        sources, targets = standing[::2], standing[1::2]
+        pairs = [(row, max(targets, key=lambda target: like(row, target))) for row in sources]
+        for row, target in sorted(pairs, key=lambda pair: -like(*pair))[:count]:
+            groups[target] += groups.pop(row)
+    return groups
+
+
+@pytest.mark.parametrize(("method", "margin"), [("aim", None), ("tome", None), ("pitome", 0.9), ("pitome", 0.5)])
+@pytest.mark.parametrize("seed", range(3))
+def test_several_rounds_against_lists(method: str, margin: float | None, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    features = torch.randn(5, 8, generator=draw)[torch.arange(30) // 6] + 0.6 * torch.randn(30, 8, generator=draw)
+    options = {"per_round": 0.2} if margin is None else {"per_round": 0.2, "margin": margin}
+    rows, merged = run(method, plain(features, 9), **options)
+    expected = naive(features, 9, 0.2, margin)
+    assert rows == sorted(expected)
+    torch.testing.assert_close(merged, torch.stack([features[expected[row]].mean(dim=0) for row in rows]))
+
+
 @settings(max_examples=30)
 @given(st.integers(1, 24), st.integers(1, 24), st.data())
 def test_avgpool_cells_are_a_partition(height: int, width: int, data: st.DataObject) -> None:
