@@ -1,4 +1,4 @@
-"""Tree attention against vLLM's own CPU op, cached rows against torch: ``python -m thriftree.kernels.bench``.
+"""Tree attention against vLLM's own CPU op, the rest against torch: ``python -m thriftree.kernels.bench``.
 
 Tree and op attend the same rows over the same context in the same run, taking turns: the op sees them as a causal
 chain in its cache, the kernel as a tree outside of it. Every layer has a cache of its own, and between turns
@@ -19,6 +19,7 @@ from torch import Tensor
 from thriftree.kernels import problem
 from thriftree.kernels.kv_rows import bench as kv_rows
 from thriftree.kernels.tree_attention import backend, prepare
+from thriftree.kernels.vision_select import bench as vision
 
 Layers = list[problem.Problem]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -97,13 +98,15 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--quantile", type=float, default=0.5)
-    parser.add_argument("--only", choices=("tree", "rows"), help="one of the two tables")
+    parser.add_argument("--only", choices=("tree", "rows", "vision"), help="one of the tables")
     args = parser.parse_args()
     flush = torch.zeros(24 << 20)
-    if args.only != "rows":
+    if args.only in (None, "tree"):
         trees(args, flush)
-    if args.only != "tree":
+    if args.only in (None, "rows"):
         kv_rows.report(args, take_turns, DTYPES, flush)
+    if args.only in (None, "vision"):
+        vision.report(args, take_turns, flush)
 
 
 def trees(args: argparse.Namespace, flush: Tensor) -> None:
