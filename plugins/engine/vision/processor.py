@@ -120,14 +120,14 @@ class PruningProcessorMixin(Base):
         settings, ours = self._settings, isinstance(asked, Wish)
         wish = asked if isinstance(asked, Wish) else Wish("off")
         try:
-            if asked is None:
+            vision: request.Resolved
+            if wish.sizes_only:
+                vision = wish.vision
+            elif asked is None:
                 vision = settings.default()
             else:
-                vision = (
-                    wish.vision if wish.sizes_only else request.checked(wish.vision if ours else asked, settings.terms)
-                )
-            if vision != "off":
-                vision = _unless_whole(vision)
+                vision = request.checked(wish.vision if ours else asked, settings.terms)
+            vision = _unless_whole(vision)
             if vision != "off":
                 configured(request.canonical(vision)).check(settings.tower)
         except Refused as error:
@@ -197,8 +197,7 @@ class PruningProcessorMixin(Base):
     def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
         call = _CALL.get()
         if call is not None:
-            contents = [alternatives[0].content for alternatives in mm_res.prompt_updates.get("image", ())]
-            call.wish.images += [one.pruned for one in contents if isinstance(one, CountedContent)]
+            call.wish.images += [_counts(one[0].content) for one in mm_res.prompt_updates.get("image", ())]
         return super()._maybe_apply_prompt_updates(mm_items, mm_res)
 
 
@@ -209,6 +208,13 @@ def shrunk(content: PromptUpdateDetails, plan: Plan, method: str | None) -> Coun
     full = [token for token, stay in zip(content.full, stays.tolist(), strict=True) if stay]
     pruned = Pruned(plan.rows, plan.keep, method if plan.prunes else None)
     return CountedContent(full, content.is_embed, pruned)
+
+
+def _counts(content: PromptUpdateDetails) -> Pruned:
+    if isinstance(content, CountedContent):
+        return content.pruned
+    rows = int(_is_embed(content).sum())
+    return Pruned(rows, rows, None)
 
 
 def _is_embed(content: PromptUpdateDetails) -> Tensor:
