@@ -23,8 +23,8 @@ class PiToMe(Method):
     target. The margin falls to 0 over the rounds.
 
     Paper: PiToMe, arXiv 2405.16148. It does this in every layer of the vision tower, with attention weighed by the
-    sizes; here the rounds follow after the tower, on the keys of one layer. A round that merges one or two rows has as many
-    targets, alike or not: at very small counts clusters mix.
+    sizes; here the rounds follow after the tower, on the keys of one layer. A round that merges one row has one
+    target, alike or not: at very small counts clusters mix.
     """
 
     paper: ClassVar[str] = "2405.16148"
