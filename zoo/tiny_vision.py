@@ -13,7 +13,7 @@ from typing import Any
 
 from thriftree.zoo import cache, tiny
 
-_RECIPE = "3"
+_RECIPE = "4"
 _VOCAB = 512
 _POSITIONS = 4096
 _MARKS = ("<image>", "<video>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -60,7 +60,9 @@ def _llama(**more: Any) -> dict[str, Any]:
 
 
 def _qwen(stem: str, summary: str, vision: dict[str, Any], patch: int, sections: list[int], **text: Any) -> Family:
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
+    if stem == "Qwen3VL":  # transformers knows, vLLM is told
+        rope["mrope_interleaved"] = True
     marks = {
         f"{name}_token_id": _FIRST + _MARKS.index(mark)
         for name, mark in (
@@ -216,7 +218,7 @@ def _scaled(key: str, noise: Any) -> Any:
         return 1 + noise * 0.1
     if "embed_tokens" in key or "newline" in key or "position" in key or "pos_embed" in key or "class_emb" in key:
         return noise
-    gain = 4.0 if "lm_head" in key else 0.7 if "projector" in key else 1.4
+    gain = 2.0 if "lm_head" in key else 0.7 if "projector" in key else 1.4
     return noise * (gain / noise[0].numel() ** 0.5)
 
 
