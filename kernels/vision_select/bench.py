@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,14 +53,14 @@ def rows() -> Iterator[Row]:
     generator = torch.Generator().manual_seed(0)
     for count, k in ((576, 144), (2880, 720)):
         unit = torch.nn.functional.normalize(torch.randn(count, DIM, generator=generator), dim=-1)
-        yield f"max-min, {k} of {count}", lambda u=unit, k=k: plain_max_min(u, k), lambda u=unit, k=k: max_min(u, k)
-        yield f"DPP, {k} of {count}", lambda u=unit, k=k: plain_dpp(u, k), lambda u=unit, k=k: greedy_dpp(u, None, k)
+        yield f"max-min, {k} of {count}", partial(plain_max_min, unit, k), partial(max_min, unit, k)
+        yield f"DPP, {k} of {count}", partial(plain_dpp, unit, k), partial(greedy_dpp, unit, None, k)
     for what, count, heads, dim in (("CLIP-L", 577, 16, 64), ("Qwen2.5-VL", 2304, 16, 80)):
-        q, k = torch.randn(2, count, heads, dim, generator=generator)
+        queries, keys = torch.randn(2, count, heads, dim, generator=generator)
         yield (
             f"attention received, {what}, {count} rows",
-            lambda q=q, k=k: eager_received(q, k, 0.125),
-            lambda q=q, k=k: vision_scores.read("received", q, k, [0, len(q)], 0.125),
+            partial(eager_received, queries, keys, 0.125),
+            partial(vision_scores.read, "received", queries, keys, [0, count], 0.125),
         )
 
 

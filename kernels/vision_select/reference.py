@@ -63,7 +63,8 @@ def greedy_dpp(unit: Tensor, quality: Tensor | None, k: int) -> Tensor:
     between = cosines(unit)
     weight, left = volumes(between, quality)
     least, taken = left * SPANNED, torch.zeros_like(left, dtype=torch.bool)
-    columns, picks = torch.empty(k, len(unit), device=unit.device), []
+    columns = torch.empty(k, len(unit), device=unit.device)
+    picks: list[int] = []
     while len(picks) < k:
         gain, pick = left.max(0)
         if not float(gain) > 0:
