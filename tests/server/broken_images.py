@@ -54,10 +54,10 @@ def _half(content: bytes) -> bytes:
 
 
 @cache
-def parts() -> dict[str, Any]:
-    """Content parts by name; every one must be answered, and no answer may be a 500."""
+def contents() -> dict[str, tuple[bytes, str]]:
+    """What a picture's bytes may be, by name, and the type that is claimed for them."""
     whole, photo = saved("PNG", mode="RGB"), saved("JPEG", quality=90)
-    contents: dict[str, tuple[bytes, str]] = {
+    return {
         "nothing in it": (b"", "image/png"),
         "words": (b"this is no picture at all", "image/png"),
         "zeros": (bytes(1000), "image/png"),
@@ -96,8 +96,13 @@ def parts() -> dict[str, Any]:
         "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "image/x-eps"),
         "says text": (whole, "text/plain"),
     }
-    out: dict[str, Any] = {name: _url(data_url(content, mime)) for name, (content, mime) in contents.items()}
-    good = data_url(whole)
+
+
+@cache
+def parts() -> dict[str, Any]:
+    """Content parts by name; every one must be answered, and no answer may be a 500."""
+    out: dict[str, Any] = {name: _url(data_url(content, mime)) for name, (content, mime) in contents().items()}
+    good = data_url(saved("PNG"))
     urls: dict[str, Any] = {
         "not base64": "data:image/png;base64,@@@@",
         "base64 cut": good[:-3],
