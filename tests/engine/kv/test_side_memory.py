@@ -116,31 +116,3 @@ def test_no_more_is_held_than_the_formula_says(started: Started, per_head: bool)
     assert max(shares) > 0.6, "the formula says far too much"
     running.settle()
     assert not runner._caches
-
-
-@pytest.mark.engine
-def test_a_preempted_request_holds_nothing(started: Started) -> None:
-    """It computes its prompt again when it comes back."""
-    running, runner = started.engine, started.engine.runner
-    scheduler, seen = running.scheduler, 0
-
-    def preempt() -> None:
-        nonlocal seen
-        if running.steps % 7 == 0 and len(scheduler.running) > 1:
-            scheduler._preempt_request(scheduler.running.pop(), 0.0)
-        waiting = {request.request_id for request in scheduler.waiting if request.num_preemptions}
-        seen += bool(waiting)
-
-    stock = runner._update_states
-
-    def updating(output: Any) -> Any:
-        done = stock(output)
-        waiting = {request.request_id for request in scheduler.waiting if request.num_preemptions}
-        assert not waiting & runner._caches.keys()
-        return done
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "_update_states", updating)
-        texts = prompts(300, 280, seed=5)
-        answers = running.run([Ask(text, asking({"budget": 160}, "auto", 40)) for text in texts], preempt)
-    assert all(answers) and seen
