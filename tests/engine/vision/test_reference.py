@@ -29,7 +29,7 @@ def test_stock_vllm_equals_transformers(family: str) -> None:
     assert_equal(answers, [expect(reference, a) for a in asks])
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2.5-vl"])
+@pytest.mark.parametrize("family", ["llava"])  # Qwen2.5-VL is equal too; two ranks take most of a minute
 def test_two_ranks_of_stock_vllm_equal_transformers(family: str) -> None:
     path = str(tiny_vision.ensure(family))
     reference = Reference(path)
