@@ -102,6 +102,7 @@ SURFACE = {
     "vllm.model_executor.models.qwen3_vl:Qwen3VLForConditionalGeneration.get_mrope_input_positions": "a6cfff42173b",
     "vllm.model_executor.models.qwen3_vl:Qwen3VLForConditionalGeneration.embed_input_ids": "036b65799686",
     "vllm.model_executor.models.qwen3_vl:Qwen3VLForConditionalGeneration.forward": "339f7ee2d259",
+    "vllm.model_executor.models.qwen3_vl:mrope_positions_factor": "796e5163021b",
     "vllm.model_executor.models.registry:_ModelRegistry.register_model": "d025a2fff173",
     "vllm.multimodal.inputs:MultiModalBatchedField": "a2c477191d99",
     "vllm.multimodal.inputs:MultiModalFeatureSpec": "2b93c85fed2d",

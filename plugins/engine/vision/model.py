@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from thriftree.plugins.engine.seam import replaced
 from thriftree.plugins.engine.vision.architectures import Family
 from thriftree.plugins.engine.vision.plan import PLAN, plan_of, read_all
 from thriftree.plugins.engine.vision.positions import pruned_positions, strip
 from thriftree.plugins.engine.vision.selection import Selector
+from thriftree.plugins.engine.vision.support import POSITIONS_FACTOR, settings_of
 
 if TYPE_CHECKING:
     Base = Any
 else:
     Base = object
+
+
+@contextmanager
+def far_positions(family: Family, prunes: bool) -> Iterator[None]:
+    """Qwen3-VL's rotary cache ends with the longest prompt, unless vLLM's own pruning is on; with ours it may not."""
+    module = import_module(f"vllm.model_executor.models.{family.module}")
+    if not prunes or not hasattr(module, "mrope_positions_factor"):
+        yield
+        return
+    with replaced(module, "mrope_positions_factor", lambda vllm_config: POSITIONS_FACTOR):
+        yield
 
 
 class PruningMixin(Base):
@@ -38,6 +54,10 @@ class MRoPEPruningMixin(PruningMixin):
     """Kept rows stay at their places in the image: the positions of a step are corrected before the forward pass."""
 
     _moved: tuple[Tensor, Tensor] | None = None  # of this step's rows: places [r], offsets [2, r]
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        with far_positions(self.thrift_family, settings_of(vllm_config.model_config).on):
+            super().__init__(vllm_config=vllm_config, prefix=prefix)
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """``[3, tokens]``; the kept rows of a pruned image stand at its first position."""

@@ -63,6 +63,7 @@ class CountedContent(PromptUpdateDetails):
     """A prompt update that remembers its image's counts: it comes back from vLLM's cache with the image."""
 
     pruned: Pruned = field(default_factory=lambda: Pruned(0, 0, None))
+    stretch: int = 0  # positions that the image takes beyond its tokens
 
 
 def pruning(factory: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,7 +174,8 @@ class PruningProcessorMixin(Base):
         for index, (item, alternatives) in enumerate(zip(items, updates["image"], strict=True)):
             plan = self._plan(call, index, item, alternatives[0].content)
             item[PLAN] = plan.elem()
-            images.append([replace(one, content=shrunk(one.content, plan, _method(call))) for one in alternatives])
+            method, stretch = _method(call), _stretch(item, plan, self.info.ctx.model_config)
+            images.append([replace(one, content=shrunk(one.content, plan, method, stretch)) for one in alternatives])
         return {**updates, "image": images}
 
     def _plan(self, call: _Call, index: int, item: Mapping[str, Any], content: PromptUpdateDetails) -> Plan:
@@ -197,17 +199,32 @@ class PruningProcessorMixin(Base):
     def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
         call = _CALL.get()
         if call is not None:
-            call.wish.images += [_counts(one[0].content) for one in mm_res.prompt_updates.get("image", ())]
+            contents = [one[0].content for one in mm_res.prompt_updates.get("image", ())]
+            call.wish.images += [_counts(content) for content in contents]
+            self._check_positions(call, sum(getattr(content, "stretch", 0) for content in contents))
         return super()._maybe_apply_prompt_updates(mm_items, mm_res)
 
+    def _check_positions(self, call: _Call, stretch: int) -> None:
+        room = self._settings.room
+        if room is not None and stretch > room:
+            why = f"images keep their positions, {stretch} beyond their tokens; there is room for {room}: keep more"
+            raise _refusal("keep_tokens" if "keep_tokens" in call.vision else "keep", why, call.ours)
 
-def shrunk(content: PromptUpdateDetails, plan: Plan, method: str | None) -> CountedContent:
+
+def shrunk(content: PromptUpdateDetails, plan: Plan, method: str | None, stretch: int = 0) -> CountedContent:
     """The first `plan.keep` of an image's placeholder tokens; tokens around and between them all stay."""
     mask = _is_embed(content)
     stays = ~mask | (mask.cumsum(0) <= plan.keep)
     full = [token for token, stay in zip(content.full, stays.tolist(), strict=True) if stay]
     pruned = Pruned(plan.rows, plan.keep, method if plan.prunes else None)
-    return CountedContent(full, content.is_embed, pruned)
+    return CountedContent(full, content.is_embed, pruned, stretch)
+
+
+def _stretch(item: Mapping[str, Any], plan: Plan, model_config: Any) -> int:
+    if not plan.prunes or "image_grid_thw" not in item:
+        return 0
+    _, height, width = item["image_grid_thw"].data.tolist()
+    return int(max(0, max(height, width) // model_config.hf_config.vision_config.spatial_merge_size - plan.keep))
 
 
 def _counts(content: PromptUpdateDetails) -> Pruned:

@@ -15,6 +15,8 @@ from thriftree.plugins.vision.registry import configure, names
 
 #: Attribute of the model's config: vLLM hands processors nothing else of an engine's settings.
 _SETTINGS = "thriftree_vision"
+#: vLLM's rotary cache of M-RoPE models has so many times the positions that they were trained for.
+POSITIONS_FACTOR = 4
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Settings:
     terms: request.Terms = field(default_factory=request.Terms)
     always: bool = False  # images of requests that say nothing are pruned too
     tower: Tower | None = None
+    room: int | None = None  # positions that M-RoPE has beyond the longest prompt and answer (None: no M-RoPE)
 
     @property
     def on(self) -> bool:
@@ -47,7 +50,8 @@ def settle(vllm_config: Any) -> None:
         return
     check_version()
     terms, tower = terms_of(vllm_config), tower_of(model.hf_config)
-    setattr(model.hf_config, _SETTINGS, [asdict(terms), options.apply == "always", tower and asdict(tower)])
+    written = [asdict(terms), options.apply == "always", tower and asdict(tower), _room(model)]
+    setattr(model.hf_config, _SETTINGS, written)
 
 
 def settings_of(model_config: Any) -> Settings:
@@ -55,8 +59,8 @@ def settings_of(model_config: Any) -> Settings:
     written = getattr(model_config.hf_config, _SETTINGS, None)
     if written is None:
         return Settings()
-    terms, always, tower = written
-    return Settings(request.Terms(**terms), always, None if tower is None else Tower(**_tupled(tower)))
+    terms, always, tower, room = written
+    return Settings(request.Terms(**terms), always, None if tower is None else Tower(**_tupled(tower)), room)
 
 
 def terms_of(vllm_config: Any, profile: str = "exact") -> request.Terms:
@@ -85,6 +89,17 @@ def tower_of(hf_config: Any) -> Tower | None:
         last = max(last, key=lambda layer: layer if layer >= 0 else depth + 1 + layer)
     layers = last if last >= 0 else depth + 1 + last
     return Tower(layers=layers, depth=depth, cls=vision.model_type == "clip_vision_model")
+
+
+def _room(model: Any) -> int | None:
+    """Kept rows keep their positions, so a prompt of few tokens can have far positions; the rotary cache ends."""
+    family = _family(model.hf_config)
+    if family is None or not family.mrope:
+        return None
+    text = model.hf_config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    trained = rope.get("original_max_position_embeddings", text.max_position_embeddings)
+    return max(0, POSITIONS_FACTOR * int(trained) - int(model.max_model_len))
 
 
 def _tupled(tower: Mapping[str, Any]) -> dict[str, Any]:

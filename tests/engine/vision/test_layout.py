@@ -10,13 +10,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
-from thriftree.plugins.engine.vision import layout
+from thriftree.plugins.engine.vision import layout, processor
 from thriftree.plugins.engine.vision.plan import Plan, read, read_all
 from thriftree.plugins.engine.vision.processor import _seed, shrunk
 from thriftree.plugins.engine.vision.selection import _picked, parts
-from thriftree.plugins.engine.vision.wish import Pruned
+from thriftree.plugins.engine.vision.support import Settings
+from thriftree.plugins.engine.vision.wish import Pruned, Wish
 from thriftree.plugins.vision.image import Image, Layout
 from thriftree.plugins.vision.request import canonical
 from thriftree.zoo.tiny_vision import FAMILIES
@@ -110,6 +112,22 @@ def test_structure_around_rows_stays() -> None:
     assert less.is_embed is not None and int(less.is_embed(less.full).sum()) == 3
     whole = shrunk(PromptUpdateDetails.from_seq([9] * 4), Plan(4, 4), "stride")
     assert whole.full == [9] * 4 and whole.pruned == Pruned(4, 4, None)
+
+
+def test_positions_stay_within_the_rotary_cache() -> None:
+    """One row of an image of 30 x 4 takes 30 positions; a prompt of many of them runs out."""
+    config = SimpleNamespace(hf_config=SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=2)))
+    item: Any = {"image_grid_thw": SimpleNamespace(data=torch.tensor([1, 8, 60]))}
+    assert processor._stretch(item, Plan(120, 1, SPEC), config) == 29
+    assert processor._stretch(item, Plan(120, 40, SPEC), config) == 0
+    assert processor._stretch(item, Plan(120, 120), config) == 0
+    assert processor._stretch({}, Plan(120, 1, SPEC), config) == 0
+    call = processor._Call({"method": "stride", "keep_tokens": 1}, True, True, Wish("off"))
+    full = SimpleNamespace(_settings=Settings(room=60))
+    processor.PruningProcessorMixin._check_positions(full, call, 60)
+    with pytest.raises(VLLMValidationError, match=r"thrift\.vision\.keep_tokens: .*61 beyond .*room for 60"):
+        processor.PruningProcessorMixin._check_positions(full, call, 61)
+    processor.PruningProcessorMixin._check_positions(SimpleNamespace(_settings=Settings()), call, 10**6)
 
 
 def test_seeds_are_of_the_picture_and_the_settings() -> None:

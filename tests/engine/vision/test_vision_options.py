@@ -34,7 +34,11 @@ def config(architecture: str = "Qwen2_5_VLForConditionalGeneration", vision: Any
         part, _, key = name.partition(".")
         parts[part][key] = value
     whole = {name: SimpleNamespace(**values) for name, values in parts.items()}
-    model = SimpleNamespace(hf_config=whole["hf"], multimodal_config=whole["multimodal"], is_submodel_config=False)
+    text = SimpleNamespace(max_position_embeddings=1000, rope_parameters={})
+    whole["hf"].get_text_config = lambda: text
+    model = SimpleNamespace(
+        hf_config=whole["hf"], multimodal_config=whole["multimodal"], is_submodel_config=False, max_model_len=600
+    )
     return SimpleNamespace(
         model_config=model,
         compilation_config=whole["compilation"],
@@ -132,7 +136,13 @@ def test_settings_reach_processors() -> None:
     settings = settings_of(given.model_config)
     assert settings.on and settings.tower == Tower(layers=32, depth=32, whole=(7, 15, 23, 31))
     assert settings.default() == {"method": "divprune", "keep": 0.25}
-    assert settings.terms.max_keep == 0.25
+    assert settings.terms.max_keep == 0.25 and settings.room == 3400
+    given.model_config.hf_config.get_text_config().rope_parameters = {"original_max_position_embeddings": 100}
+    settle(given)
+    assert settings_of(given.model_config).room == 0
+    plain = config("LlavaForConditionalGeneration")
+    settle(plain)
+    assert settings_of(plain.model_config).room is None
 
 
 def test_towers() -> None:
