@@ -88,7 +88,7 @@ async def load(args: argparse.Namespace, server: Any, private_media: bool = Fals
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
-    from thriftree.server import media
+    from thriftree.plugins.engine import media
 
     _bound_complaints()
     media.install(private_media)

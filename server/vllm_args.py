@@ -14,7 +14,10 @@ from thriftree.server.errors import StartError
 from thriftree.zoo import cache
 
 #: Set before vLLM is imported; the environment always wins.
-_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1"}
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_MAX_IMAGE_PIXELS": "50000000",  # a picture of 20 kB can claim more, and take 150 MB by then
+}
 #: On the CPU engine. Its ahead-of-time cache never loads in 0.32 ("no attribute 'finalize_loading'"), so that every
 #: start would compile again; without it torch's own cache is used, and that one hits.
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_USE_AOT_COMPILE": "0"}

@@ -83,7 +83,7 @@ def test_only_the_adapter_and_the_start_up_name_vllm() -> None:
 
 
 def test_the_gateway_uses_the_front_of_the_adapter_only() -> None:
-    front = {"async_llm", "contract_var", "launch", "options", "surface"}
+    front = {"async_llm", "contract_var", "launch", "media", "options", "surface"}
     for file in sources("server"):
         for name in imports(file):
             if name.startswith("thriftree.plugins.engine."):

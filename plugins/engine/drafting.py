@@ -9,7 +9,8 @@ from typing import Any
 
 from thriftree.plugins.engine.contract_var import DEFAULT_TENANT, EXTRA_ARGS_KEY
 from thriftree.plugins.engine.options import SpeculationOptions
-from thriftree.plugins.kv_cache.request import Refused, Terms, checked
+from thriftree.plugins.kv_cache.request import Terms, checked
+from thriftree.plugins.refused import Refused
 from thriftree.plugins.speculative import registry
 
 

@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import web
-
-pytest.importorskip("vllm.connections")
-
 from vllm.exceptions import VLLMValidationError
 
-from thriftree.server.media import GuardedConnection, PrivateAddress, public_socket
+from thriftree.plugins.engine.media import GuardedConnection, PrivateAddress, public_socket
+
+pytestmark = pytest.mark.engine
 
 _TCP = (socket.SOCK_STREAM, 6, "")
 

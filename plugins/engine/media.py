@@ -1,8 +1,10 @@
-"""Pictures by URL: fetched from public addresses only, and a fetch that fails is the client's mistake, by its field.
+"""Pictures: by URL from public addresses only, and one that cannot be had or read is the client's mistake, by its field.
 
 vLLM fetches whatever URL a request names. A server in a private network would be a way into it: the cloud's metadata
 service, the database's status page. The check is made at the socket, on the address that is connected to, so neither a
 name that resolves to a private address nor a redirect to one slips through.
+
+Decoders fail in many ways on broken files, and vLLM makes a 500 of those that it does not expect.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from urllib.request import getproxies
 
 import aiohttp
 from vllm.connections import HTTPConnection
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
 NAME = "thriftree"
@@ -40,7 +42,21 @@ def install(private: bool) -> None:
         def __init__(self, *args: Any, **given: Any) -> None:
             super().__init__(*args, **{"connection": connection, **given})
 
+        async def fetch_image_async(self, image_url: Any, **options: Any) -> Any:
+            try:
+                return await super().fetch_image_async(image_url, **options)
+            except VLLMClientError:
+                raise
+            except Exception as error:
+                raise unreadable(error) from None
+
     MEDIA_CONNECTOR_REGISTRY.register(NAME)(Connector)
+
+
+def unreadable(error: Exception) -> VLLMValidationError:
+    """A 400 that names `image_url`, for whatever a decoder says."""
+    why = " ".join(str(error).split())[:200] or type(error).__name__
+    return VLLMValidationError(f"image_url: cannot be read as an image: {why}", parameter="image_url")
 
 
 class GuardedConnection(HTTPConnection):
