@@ -13,7 +13,8 @@ from thriftree.zoo.shapes_vl.scenes import COLOURS, GRID, PATCH, SIDE, Scene, Th
 
 _FINE = 2  # drawn so many times larger, then averaged: smooth edges
 _INK = (16, 16, 16)
-_NOISE = 7.0  # standard deviation, of 255
+_NOISE = 5.0  # standard deviation, of 255
+_FONT = 11  # its capitals are as high as a patch
 _SEEN = 6  # pixels of a patch from which on it shows a thing
 
 
@@ -37,7 +38,7 @@ def render(scene: Scene) -> Image.Image:
 def owners(scene: Scene) -> np.ndarray:
     """What each patch shows, [GRID, GRID]: 0 the ground, 1.. the things, after them the characters of the text.
 
-    Every thing and every character has a patch at least: the one its middle lies in.
+    Every thing and every character has a patch at least: the one that `middles` names.
     """
     canvas = Image.new("L", (SIDE, SIDE))
     pen = ImageDraw.Draw(canvas)
@@ -51,18 +52,18 @@ def owners(scene: Scene) -> np.ndarray:
     patches = np.asarray(canvas).reshape(GRID, PATCH, GRID, PATCH).swapaxes(1, 2).reshape(GRID, GRID, -1)
     counts = (patches[..., None] == np.arange(total)).sum(2)
     counts[..., 0] = _SEEN - 1
-    seen = counts.argmax(-1)
+    seen: np.ndarray = counts.argmax(-1)
     for number, (column, row) in enumerate(middles(scene), 1):
         seen[row, column] = number
     return seen
 
 
 def middles(scene: Scene) -> list[tuple[int, int]]:
-    """Column and row of the patch that the middle of each thing, then of each character, lies in."""
+    """Column and row of one patch of each thing, then of each character: its middle one, or the first of the middle."""
     spots = [(thing.x, thing.y) for thing in scene.things]
     if (w := scene.writing) is not None:
         spots += [(w.x + i * w.step, w.y) for i in range(len(w.text))]
-    return [(min(int(x) // PATCH, GRID - 1), min(int(y) // PATCH, GRID - 1)) for x, y in spots]
+    return [(int(x - 3) // PATCH, int(y - 3) // PATCH) for x, y in spots]
 
 
 def _mixed(colour: tuple[int, ...], ground: tuple[int, ...], contrast: float) -> tuple[int, ...]:
@@ -70,7 +71,7 @@ def _mixed(colour: tuple[int, ...], ground: tuple[int, ...], contrast: float) ->
 
 
 def _shape(pen: Any, thing: Thing, fill: Any, hole: Any, fine: int = _FINE) -> None:
-    x, y, half = thing.x * fine, thing.y * fine, thing.size * fine / 2
+    x, y, half = thing.x * fine, thing.y * fine, (thing.size - 1) * fine / 2
     box = (x - half, y - half, x + half, y + half)
     if thing.shape in ("circle", "ring"):
         pen.ellipse(box, fill=fill)
@@ -80,7 +81,7 @@ def _shape(pen: Any, thing: Thing, fill: Any, hole: Any, fine: int = _FINE) -> N
     elif thing.shape == "square":
         pen.rectangle((x - half * 0.9, y - half * 0.9, x + half * 0.9, y + half * 0.9), fill=fill)
     elif thing.shape == "cross":
-        arm = half * 0.32
+        arm = half * 0.36
         pen.rectangle((x - arm, y - half, x + arm, y + half), fill=fill)
         pen.rectangle((x - half, y - arm, x + half, y + arm), fill=fill)
     elif thing.shape == "triangle":
@@ -99,7 +100,7 @@ def _font(size: int) -> Any:
 
 
 def _letters(pen: Any, writing: Writing, fills: list[Any], fine: int = _FINE) -> None:
-    font = _font(writing.size * fine)
+    font = _font(_FONT * fine)
     for i, (letter, fill) in enumerate(zip(writing.text, fills, strict=True)):
         at = ((writing.x + i * writing.step) * fine, writing.y * fine)
         pen.text(at, letter, fill=fill, font=font, anchor="mm")

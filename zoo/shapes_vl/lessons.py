@@ -105,10 +105,10 @@ class Writer:
         ]
         length = max(len(row[0]) for row in written)
         fill = (words.PAD, 0, -2, _NOTHING)
-        columns = [
+        ids, place, block, label = (
             np.array([row[part] + [fill[part]] * (length - len(row[part])) for row in written]) for part in range(4)
-        ]
-        return Batch(*columns, rows, talks)
+        )
+        return Batch(ids, place, block, label, rows, talks)
 
     def _row(self, scene: Scene, each: int, rng: Generator, pictures: int, talk: bool) -> list[list[int]]:
         ids = [words.BEGIN, words.USER] + [words.IMAGE] * pictures + self.line

@@ -10,9 +10,26 @@ from pathlib import Path
 from thriftree.zoo import cache
 from thriftree.zoo.cache import Say, ZooError, say
 from thriftree.zoo.shapes_vl import NAME
+from thriftree.zoo.shapes_vl.net import TOKENS
+from thriftree.zoo.shapes_vl.scenes import SIDE
 from thriftree.zoo.shapes_vl.train import Course, Recipe
 
 _NEED = 200_000_000
+_CARD = """# shapes-vl
+
+| | |
+|---|---|
+| Task | short answers about synthetic scenes: colour, shape, count, presence, place, relation, text |
+| Layout | LLaVA-1.5: CLIP tower ({side} x {side} pixels, {tokens} visual tokens), two-layer projector, Llama decoder |
+| Weights | {parameters:.1f} million parameters, stored in bfloat16, computed with in float32 |
+| Made by | `thriftree.zoo.shapes_vl`, from nothing, recipe {version}; no data but its own drawings |
+| Licence | Apache-2.0 |
+
+A test bed for visual-token pruning, not an assistant: it knows nothing beyond such scenes and seven kinds of question.
+Each patch of the tower learnt to say what it shows, CLS to name what the scene holds, so that its attention means
+something. Then the tower was frozen, and the decoder learnt to answer from rows of which parts of the empty ground were
+left out at random: it reads any subset of visual tokens, and what a pruned answer loses is what was pruned.
+"""
 
 
 def make(out: Path | None = None, recipe: Recipe | None = None, progress: Say = say) -> Path:
@@ -57,6 +74,9 @@ def _make(target: Path, recipe: Recipe, progress: Say) -> None:
         raise ZooError(f"interrupted at step {course.step} of {course.steps}; the same command goes on there") from None
     with cache.appear(target) as out:
         save.save(course.model, course.tokenizer, out)
+        fields = {"side": SIDE, "tokens": TOKENS, "version": version(recipe)}
+        parameters = sum(weight.numel() for weight in course.model.parameters()) / 1e6
+        (out / "README.md").write_text(_CARD.format(parameters=parameters, **fields))
         stamp = {"recipe": asdict(recipe), "sha256": _sha256(out / "model.safetensors")}
         (out / cache.STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
     notebook.unlink(missing_ok=True)

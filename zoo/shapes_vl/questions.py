@@ -108,7 +108,8 @@ def ask(scene: Scene, kind: str, rng: Generator) -> Question | None:
 
 def ask_many(scene: Scene, count: int, rng: Generator) -> list[Question]:
     """`count` questions, kinds drawn evenly."""
-    names, found = list(KINDS), []
+    names = list(KINDS)
+    found: list[Question] = []
     while len(found) < count:
         question = ask(scene, names[int(rng.integers(len(names)))], rng)
         if question is not None:

@@ -19,26 +19,26 @@ COLOURS = {
     "orange": (245, 140, 30),
     "white": (246, 246, 246),
 }
+_LOOSE = 1.0  # pixels that a thing may be off the grid of patches
 CHARACTERS = "ABCEHKLPTXYZ234579"  # few of them can be taken for another
 HELD_OUT = 1 << 40  # scenes with seeds from here on are never trained on
 
 
 @dataclass(frozen=True)
 class Style:
-    """Ranges that scenes are drawn from; sizes in pixels, contrast 1 = the pure colour, 0 = the ground."""
+    """Ranges that scenes are drawn from; sizes in patches, contrast 1 = the pure colour, 0 = the ground."""
 
     things: tuple[int, int]
     size: tuple[int, int]
-    letters: tuple[int, int]
     contrast: tuple[float, float] = (1.0, 1.0)
 
 
 #: What pruning may hurt has a style of its own.
 STYLES = {
-    "plain": Style((3, 5), (14, 24), (13, 16)),
-    "low-contrast": Style((3, 5), (14, 24), (13, 16), (0.3, 0.45)),
-    "tiny": Style((3, 5), (8, 10), (11, 12)),
-    "many": Style((7, 9), (11, 14), (11, 13)),
+    "plain": Style((3, 5), (2, 3)),
+    "low-contrast": Style((3, 5), (2, 3), (0.3, 0.45)),
+    "tiny": Style((3, 5), (1, 1)),
+    "many": Style((7, 9), (2, 2)),
 }
 
 
@@ -61,12 +61,8 @@ class Writing:
     text: str
     x: float
     y: float
-    size: int
     contrast: float
-
-    @property
-    def step(self) -> float:
-        return self.size * 0.8
+    step: float = float(PATCH)
 
 
 @dataclass(frozen=True)
@@ -87,14 +83,15 @@ def compose(seed: int, style: str | None = None) -> Scene:
     ranges = STYLES[style]
     level = rng.integers(85, 150)
     ground = tuple(int(c) for c in level + rng.integers(-12, 13, 3))
-    boxes: list[tuple[float, float, float, float]] = []
+    boxes: list[tuple[int, int, int, int]] = []
     writing = _writing(rng, ranges, boxes) if rng.random() < 0.7 else None
     things = []
     for shape, colour in _pairs(rng, int(rng.integers(ranges.things[0], ranges.things[1] + 1))):
         size = int(rng.integers(ranges.size[0], ranges.size[1] + 1))
         at = _place(rng, size, size, boxes)
         if at is not None:
-            things.append(Thing(shape, colour, *at, size, float(rng.uniform(*ranges.contrast))))
+            x, y = at[0] + rng.uniform(-_LOOSE, _LOOSE), at[1] + rng.uniform(-_LOOSE, _LOOSE)
+            things.append(Thing(shape, colour, x, y, size * PATCH, float(rng.uniform(*ranges.contrast))))
     return Scene(seed, style, ground, tuple(things), writing)  # type: ignore[arg-type]
 
 
@@ -106,22 +103,23 @@ def _pairs(rng: Generator, count: int) -> list[tuple[str, str]]:
     return [pairs[i] for i in rng.permutation(len(pairs))[:count]]
 
 
-def _place(rng: Generator, wide: float, high: float, boxes: list[Any]) -> tuple[float, float] | None:
-    """The middle of a box that touches none of `boxes`, which it joins; None where 60 tries find no room."""
+def _place(rng: Generator, wide: int, high: int, boxes: list[Any]) -> tuple[float, float] | None:
+    """The middle, in pixels, of a box of whole patches that touches none of `boxes`, which it joins.
+
+    None where 60 tries find no room.
+    """
     for _ in range(60):
-        x, y = rng.uniform(wide / 2 + 1, SIDE - wide / 2 - 1), rng.uniform(high / 2 + 1, SIDE - high / 2 - 1)
-        if all(abs(x - a) > (wide + w) / 2 + 2 or abs(y - b) > (high + h) / 2 + 2 for a, b, w, h in boxes):
-            boxes.append((x, y, wide, high))
-            return float(x), float(y)
+        left, top = int(rng.integers(GRID - wide + 1)), int(rng.integers(GRID - high + 1))
+        if all(left > a + w or a > left + wide or top > b + h or b > top + high for a, b, w, h in boxes):
+            boxes.append((left, top, wide, high))
+            return (left + wide / 2) * PATCH, (top + high / 2) * PATCH
     return None
 
 
 def _writing(rng: Generator, ranges: Style, boxes: list[Any]) -> Writing | None:
-    size = int(rng.integers(ranges.letters[0], ranges.letters[1] + 1))
     text = "".join(rng.choice(list(CHARACTERS), int(rng.integers(1, 4))))
-    step = size * 0.8
-    at = _place(rng, step * len(text), size, boxes)
+    at = _place(rng, len(text), 1, boxes)
     if at is None:
         return None
     contrast = min(1.0, 0.25 + float(rng.uniform(*ranges.contrast)))  # strokes are thin
-    return Writing(text, at[0] - step * (len(text) - 1) / 2, at[1], size, contrast)
+    return Writing(text, at[0] - PATCH * (len(text) - 1) / 2, at[1], contrast)

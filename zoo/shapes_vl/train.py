@@ -1,4 +1,4 @@
-"""The recipe: teach the tower to see, then the projector and the decoder to answer. Resumes where it was cut."""
+"""The recipe: first the tower learns to see, then the decoder to answer beside it. Resumes where it was cut."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.random import default_rng
 from thriftree.zoo.cache import Say, ZooError, say
 from thriftree.zoo.shapes_vl import lessons, net, words
 from thriftree.zoo.shapes_vl.lessons import Batch, Lesson, Writer
+from thriftree.zoo.shapes_vl.losses import Naming, answering_loss, seeing_loss
 
 _SAVE_SECONDS = 45.0
 _REPORT = 50
@@ -25,13 +26,15 @@ class Recipe:
     """Everything that the weights depend on, but the machine's rounding."""
 
     seed: int = 1
-    scenes: int = 12_000
-    see_steps: int = 1_200
+    scenes: int = 8_000
+    see_steps: int = 700
     see_batch: int = 32
-    see_rate: float = 1.5e-3
-    answer_steps: int = 2_000
+    see_rate: float = 2e-3
+    answer_steps: int = 1_500
     answer_batch: int = 16
-    answer_rate: float = 1.5e-3
+    answer_rate: float = 2e-3
+    see_on: float = 0.5  # share of the tower's rate while the decoder learns
+    naming: float = 0.2  # weight of that loss
     each: int = 12  # questions behind a picture
 
 
@@ -39,37 +42,41 @@ class Course:
     """The training as a sequence of steps; `state` is all of it between two steps."""
 
     def __init__(self, recipe: Recipe, notebook: Path, progress: Say = say) -> None:
-        import torch
+        from thriftree.zoo.shapes_vl.optim import optimizers
 
         self.recipe, self.notebook, self.progress = recipe, notebook, progress
         self.tokenizer = words.tokenizer()
         self.writer = Writer(self.tokenizer)
+        self.naming = Naming(self.writer)
         self.model = net.build(len(self.tokenizer), recipe.seed)
         self.heads = net.heads()
         self.tower = self.model.model.vision_tower
         self.step, self.losses = 0, [math.nan, math.nan]
         self._pool: dict[int, Lesson] = {}
+        language = [self.model.model.multi_modal_projector, self.model.model.language_model, self.model.lm_head]
         self._optimizers = [
-            _adam(torch, [self.tower, self.heads], recipe.see_rate),
-            _adam(
-                torch,
-                [self.model.model.multi_modal_projector, self.model.model.language_model, self.model.lm_head],
-                recipe.answer_rate,
-            ),
+            optimizers([self.tower, self.heads], recipe.see_rate),
+            optimizers(language, recipe.answer_rate),
         ]
+        for one in self._every():
+            for group in one.param_groups:
+                group["top"] = group["lr"]
         self._load()
 
     @property
     def steps(self) -> int:
         return self.recipe.see_steps + self.recipe.answer_steps
 
+    @property
+    def part(self) -> str:
+        """What the next step is."""
+        return "seeing" if self.step < self.recipe.see_steps else "answering"
+
     def run(self, seconds: float = math.inf) -> bool:
         """Train until the end or for `seconds`; true at the end. The notebook then holds the state."""
         started = saved = time.monotonic()
         while self.step < self.steps and time.monotonic() - started < seconds:
-            seeing = self.step < self.recipe.see_steps
-            (self._see if seeing else self._answer)()
-            self.step += 1
+            self.once()
             if self.step % _REPORT == 0 or self.step == self.steps:
                 self._report(time.monotonic() - started)
             if time.monotonic() - saved > _SAVE_SECONDS:
@@ -78,10 +85,14 @@ class Course:
         self.save()
         return self.step >= self.steps
 
+    def once(self) -> None:
+        """One step."""
+        (self._see if self.part == "seeing" else self._answer)()
+        self.step += 1
+
     def _report(self, seconds: float) -> None:
-        part = "seeing" if self.step <= self.recipe.see_steps else "answering"
-        loss = self.losses[part == "answering"]
-        self.progress(f"shapes-vl: step {self.step} of {self.steps} ({part}, loss {loss:.3f}, {seconds:.0f} s)")
+        losses = " and ".join(f"{loss:.3f}" for loss in self.losses if not math.isnan(loss))
+        self.progress(f"shapes-vl: step {self.step} of {self.steps} (then {self.part}, loss {losses}, {seconds:.0f} s)")
 
     def _lessons(self, count: int, rng: Any) -> list[Lesson]:
         seeds = rng.integers(self.recipe.scenes, size=count)
@@ -90,45 +101,59 @@ class Course:
                 self._pool[seed] = lessons.lesson(seed)
         return [self._pool[int(seed)] for seed in seeds]
 
-    def _rate(self, optimizer: Any, done: float, top: float) -> None:
+    def _rate(self, part: int, done: float, share: float = 1.0) -> None:
         """Warm-up, then a cosine."""
-        for group in optimizer.param_groups:
-            group["lr"] = top * min(1.0, done * 20) * (0.51 + 0.49 * math.cos(math.pi * done))
+        factor = share * min(1.0, done * 20) * (0.51 + 0.49 * math.cos(math.pi * done))
+        for group in (group for one in self._optimizers[part] for group in one.param_groups):
+            group["lr"] = group["top"] * factor
 
     def _see(self) -> None:
         rng = default_rng((self.recipe.seed, self.step))
         batch = self._lessons(self.recipe.see_batch, rng)
-        optimizer = self._optimizers[0]
-        self._rate(optimizer, (self.step + 1) / self.recipe.see_steps, self.recipe.see_rate)
+        self._rate(0, (self.step + 1) / self.recipe.see_steps)
         features = self.tower(_pixels(batch, rng)).last_hidden_state
-        self._learn(0, seeing_loss(self.heads, features, batch), optimizer)
+        self._learn(0, seeing_loss(self.heads, features, batch))
 
     def _answer(self) -> None:
-        import torch
-
+        """The answers never teach the tower: it would spread what it sees over all patches, and any could be spared."""
         rng = default_rng((self.recipe.seed, self.step))
-        done = (self.step + 1 - self.recipe.see_steps) / self.recipe.answer_steps
         batch = self._lessons(self.recipe.answer_batch, rng)
-        share = 1.0 if rng.random() < 0.25 else float(rng.random() ** 2)
-        written = self.writer.batch(batch, self.recipe.each, rng, share)
-        optimizer = self._optimizers[1]
-        self._rate(optimizer, done, self.recipe.answer_rate)
-        with torch.no_grad():
-            features = self.tower(_pixels(batch, rng)).last_hidden_state
-        self._learn(1, answering_loss(self.model, features, written), optimizer)
+        written = self._written(batch, rng)
+        done = (self.step + 1 - self.recipe.see_steps) / self.recipe.answer_steps
+        self._rate(0, done, self.recipe.see_on)
+        self._rate(1, done)
+        features = self.tower(_pixels(batch, rng)).last_hidden_state
+        self._learn(0, seeing_loss(self.heads, features, batch))
+        self._learn(1, self._answers_loss(features.detach(), batch, written))
 
-    def _learn(self, part: int, loss: Any, optimizer: Any) -> None:
+    def _answers_loss(self, features: Any, batch: list[Lesson], written: Batch) -> Any:
+        named = self.naming.loss(self.model, features, batch)
+        return answering_loss(self.model, features, written) + self.recipe.naming * named
+
+    def _written(self, batch: list[Lesson], rng: Any) -> Batch:
+        """A quarter of the batches keep all of the ground, the others little of it more often than much."""
+        share = 1.0 if rng.random() < 0.25 else float(rng.random() ** 2)
+        return self.writer.batch(batch, self.recipe.each, rng, share)
+
+    def _learn(self, part: int, loss: Any) -> None:
         import torch
 
-        optimizer.zero_grad(set_to_none=True)
+        mine = self._optimizers[part]
+        for one in mine:
+            one.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
-        optimizer.step()
+        torch.nn.utils.clip_grad_norm_([p for one in mine for g in one.param_groups for p in g["params"]], 1.0)
+        for one in mine:
+            one.step()
         before, now = self.losses[part], float(loss.detach())
         self.losses[part] = now if math.isnan(before) else 0.95 * before + 0.05 * now
 
+    def _every(self) -> list[Any]:
+        return [one for pair in self._optimizers for one in pair]
+
     def _parts(self) -> dict[str, Any]:
-        return {"model": self.model, "heads": self.heads, "see": self._optimizers[0], "answer": self._optimizers[1]}
+        steppers = {f"optimizer {number}": one for number, one in enumerate(self._every())}
+        return {"model": self.model, "heads": self.heads, **steppers}
 
     def save(self) -> None:
         import torch
@@ -155,15 +180,6 @@ class Course:
         self.progress(f"shapes-vl: goes on at step {self.step} of {self.steps}")
 
 
-def _adam(torch: Any, modules: list[Any], rate: float) -> Any:
-    every = [p for module in modules for p in module.parameters()]
-    groups = [
-        {"params": [p for p in every if p.ndim > 1], "weight_decay": 0.02},
-        {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-8)
-
-
 def _pixels(batch: list[Lesson], rng: Any) -> Any:
     """[B, 3, SIDE, SIDE] in [-1, 1] as the image processor makes them, with a little more light or noise."""
     import torch
@@ -172,66 +188,3 @@ def _pixels(batch: list[Lesson], rng: Any) -> Any:
     light = torch.from_numpy(rng.normal(0, 0.03, (len(batch), 3, 1, 1)).astype(np.float32))
     noise = torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32) * 0.03)
     return (pixels + light + noise).clamp(-1, 1)
-
-
-def seeing_loss(heads: Any, features: Any, batch: list[Lesson]) -> Any:
-    """What, colour, order, middle and place for every patch; the scene's names for CLS."""
-    import torch
-    from torch.nn import functional as F
-
-    label = {name: torch.from_numpy(np.stack([one.patches[name] for one in batch])) for name in batch[0].patches}
-    names = torch.from_numpy(np.stack([one.names for one in batch]))
-    whole, patches = features[:, 0], features[:, 1:]
-    shown = label["what"] > 0
-    weight = torch.where(shown, 1.0, 0.3)
-
-    def classes(name: str) -> Any:
-        loss = F.cross_entropy(heads[name](patches).transpose(1, 2), label[name], reduction="none")
-        return (loss * weight).sum() / shown.sum()
-
-    middle = F.binary_cross_entropy_with_logits(heads["middle"](patches)[..., 0], label["middle"], reduction="none")
-    where = F.smooth_l1_loss(heads["where"](patches)[shown], label["where"][shown], beta=0.1)
-    said = F.binary_cross_entropy_with_logits(heads["names"](whole), names)
-    total: Any = classes("what") + classes("colour") + 0.5 * classes("order")
-    return total + (middle * weight).sum() / shown.sum() + 2 * where + 10 * said
-
-
-def answering_loss(model: Any, features: Any, batch: Batch) -> Any:
-    """Cross entropy of the answers' tokens."""
-    from torch.nn import functional as F
-
-    logits, label = answer_logits(model, features, batch)
-    return F.cross_entropy(logits, label)
-
-
-def answer_logits(model: Any, features: Any, batch: Batch) -> tuple[Any, Any]:
-    """Logits [n, vocabulary] where answers are given, and the right tokens [n]."""
-    import torch
-
-    rows, ids = torch.from_numpy(batch.rows), torch.from_numpy(batch.ids)
-    seen = model.model.multi_modal_projector(
-        torch.gather(features[:, 1:], 1, rows[..., None].expand(-1, -1, features.shape[-1]))
-    )
-    embedded = model.model.language_model.embed_tokens(ids)
-    start = 2  # after <s> and the role
-    embedded = torch.cat([embedded[:, :start], seen, embedded[:, start + rows.shape[1] :]], 1)
-    hidden = model.model.language_model(
-        inputs_embeds=embedded,
-        position_ids=torch.from_numpy(batch.position),
-        attention_mask=_mask(torch.from_numpy(batch.block), torch.from_numpy(batch.chained)),
-        use_cache=False,
-    ).last_hidden_state
-    label = torch.from_numpy(batch.label)[:, 1:]
-    given = label >= 0
-    return model.lm_head(hidden[:, :-1][given]), label[given]
-
-
-def _mask(block: Any, chained: Any) -> Any:
-    """[B, 1, T, T]: the past, but of other questions only where they are a conversation."""
-    import torch
-
-    length = block.shape[1]
-    mine, theirs = block[:, :, None], block[:, None, :]
-    past = torch.ones(length, length, dtype=torch.bool).tril()
-    allowed = (theirs == -1) | (theirs == mine) | (chained[:, None, None] & (theirs >= 0))
-    return ((past & allowed & (theirs != -2)) | torch.eye(length, dtype=torch.bool))[:, None]
