@@ -17,7 +17,7 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from thriftree.plugins.engine.vision.plan import PLAN, Plan, configured
-from thriftree.plugins.engine.vision.question import questions
+from thriftree.plugins.engine.vision.question import questions, says_something, special_ids
 from thriftree.plugins.engine.vision.support import Settings, settings_of
 from thriftree.plugins.engine.vision.wish import WISH, Pruned, Wish
 from thriftree.plugins.refused import Refused
@@ -142,9 +142,11 @@ class PruningProcessorMixin(Base):
         config, tokenizer = self.info.ctx.model_config.hf_config, self.info.ctx.tokenizer
         image = next(getattr(config, n) for n in ("image_token_id", "image_token_index") if hasattr(config, n))
         frame = [getattr(config, n, -1) for n in ("vision_start_token_id", "vision_end_token_id")]
-        found = questions(inputs.prompt, image, tokenizer.all_special_ids, frame)
+        if "_thrift_special" not in self.__dict__:
+            self.__dict__["_thrift_special"] = special_ids(tokenizer)
+        found = questions(inputs.prompt, image, self.__dict__["_thrift_special"], frame)
         images = inputs.mm_data_items.get_all_counts().get("image", 0)
-        if len(found) != images or not all(found):
+        if len(found) != images or not all(says_something(tokenizer.decode(one)) for one in found):
             raise _refusal("method", "it goes by the question, and the prompt has no text with the image", ours)
         return found
 

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
+from typing import Any
 
 #: Tokens of a question that are read.
 MOST = 512
+#: Words that chat templates put around what people say.
+_ROLES = frozenset(("user", "human", "assistant", "system"))
+
+
+def says_something(text: str) -> bool:
+    """Whether a question has a word of its own: templates leave the name of a role where nobody wrote anything."""
+    return any(word not in _ROLES for word in re.findall(r"\w+", text.lower()))
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Tokens that are no text: also marks of turns, which a tokenizer may have under none of its names."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset(tokenizer.all_special_ids) | {token for token, one in added.items() if one.special}
 
 
 def questions(

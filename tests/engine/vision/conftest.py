@@ -113,6 +113,11 @@ def play(family: str) -> Played:
     return played
 
 
-@pytest.fixture(scope="module", params=scenarios.FAMILIES)
+#: Nothing but the tower differs from Qwen2.5-VL.
+SLOW = ("qwen2-vl",)
+PARAMS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in scenarios.FAMILIES]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def played(request: pytest.FixtureRequest) -> Played:
     return play(request.param)

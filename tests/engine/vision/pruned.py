@@ -12,13 +12,13 @@ from torch import Tensor
 
 from thriftree.plugins.engine.vision import selection
 from thriftree.plugins.engine.vision.plan import Plan
-from thriftree.plugins.engine.vision.question import questions
+from thriftree.plugins.engine.vision.question import questions, special_ids
 from thriftree.plugins.engine.vision.wish import WISH
 from thriftree.plugins.vision.image import Image, Selection
 
 from ..engines import Ask, Engine, engine
 from .reference import Reference, Reply
-from .scenarios import SCENES, ask, flags
+from .scenarios import SCENES, Scene, ask, flags
 
 OPTIONS: dict[str, Any] = {"thriftree": {"vision": {}}}
 
@@ -71,16 +71,16 @@ def pruning(path: str, trees: dict[str, Any] | None = None, **more: Any) -> Iter
         yield running, picks
 
 
-def wish(tokenizer: Any, family: str, scene: str, vision: Any, tokens: int = 8, arrives: int = 0) -> Ask:
+def wish(tokenizer: Any, family: str, scene: str | Scene, vision: Any, tokens: int = 8, arrives: int = 0) -> Ask:
     """A scene with settings for its images; None: it says nothing."""
-    plain = ask(tokenizer, family, SCENES[scene], tokens, arrives)
+    plain = ask(tokenizer, family, SCENES[scene] if isinstance(scene, str) else scene, tokens, arrives)
     return plain if vision is None else replace(plain, mm_kwargs={WISH: vision})
 
 
 def _questions(reference: Reference, prompt: Sequence[int]) -> list[tuple[int, ...]]:
     config, tokenizer = reference.model.config, reference.processor.tokenizer
     frame = [getattr(config, name, -1) for name in ("vision_start_token_id", "vision_end_token_id")]
-    return questions(prompt, reference.image_token, tokenizer.all_special_ids, frame)
+    return questions(prompt, reference.image_token, special_ids(tokenizer), frame)
 
 
 def expected(reference: Reference, picks: Picks, asked: Ask) -> Reply:

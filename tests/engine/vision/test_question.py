@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from thriftree.plugins.engine.vision.question import MOST, questions
+from types import SimpleNamespace
+
+from thriftree.plugins.engine.vision.question import MOST, questions, says_something, special_ids
 
 IMAGE, START, END, CLOSE, OPEN = 90, 91, 92, 98, 99
 SPECIAL = {START, END, CLOSE, OPEN}
@@ -41,3 +43,14 @@ def test_no_text_in_the_turn() -> None:
 
 def test_long_texts_are_cut() -> None:
     assert len(asked(IMAGE, *[1] * (MOST + 9))[0]) == MOST
+
+
+def test_marks_of_turns_are_special() -> None:
+    marks = {257: SimpleNamespace(special=True), 300: SimpleNamespace(special=False)}
+    assert special_ids(SimpleNamespace(all_special_ids=[256], added_tokens_decoder=marks)) == {256, 257}
+    assert special_ids(SimpleNamespace(all_special_ids=[256])) == {256}
+
+
+def test_a_template_alone_says_nothing() -> None:
+    assert not any(says_something(text) for text in ("", "user\n", "\nASSISTANT:", " ?\n"))
+    assert all(says_something(text) for text in ("user\nWhat is it?", "was?", "何ですか", "the user"))

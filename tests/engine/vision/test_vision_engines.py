@@ -18,7 +18,7 @@ from ..engines import engine
 from .conftest import CHUNKED, QUARTER
 from .pruned import OPTIONS, expected, pruning, wish
 from .reference import Reference
-from .scenarios import SCENES, assert_equal, flags, ids_of
+from .scenarios import SCENES, Scene, assert_equal, flags, ids_of
 
 pytestmark = pytest.mark.engine
 
@@ -34,7 +34,7 @@ def test_a_cap_holds_for_everybody(trees: dict[str, Any] | None) -> None:
     with engine(path, trees, **capped(max_keep=0.25, method="stride")) as running:
         tokenizer = running.llm.get_tokenizer()
 
-        def answer(vision: Any, scene: str = "middle") -> Any:
+        def answer(vision: Any, scene: str | Scene = "middle") -> Any:
             return running.run([wish(tokenizer, "llava", scene, vision)])[0]
 
         length = len(wish(tokenizer, "llava", "middle", None).prompt) - 1
@@ -52,8 +52,9 @@ def test_a_cap_holds_for_everybody(trees: dict[str, Any] | None) -> None:
         ):
             with pytest.raises(VLLMValidationError, match=said):
                 answer(vision)
-        with pytest.raises(VLLMValidationError, match=r"thrift_vision\.method: it goes by the question"):
-            answer({"method": "recoverable"}, "only")
+        for scene in ("only", Scene("<|im_start|>user\n*<|im_end|>\n<|im_start|>assistant\n")):
+            with pytest.raises(VLLMValidationError, match=r"thrift_vision\.method: it goes by the question"):
+                answer({"method": "recoverable"}, scene)
         assert answer({"keep_tokens": 36}).prompt_tokens == length + 36
         assert answer({"keep": 0.1}).prompt_tokens == length + 14
 
