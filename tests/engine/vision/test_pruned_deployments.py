@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from .conftest import CHUNKED, QUARTER, mixed, stock_models
 from .images import picture
 from .pruned import OPTIONS, expected, pruning
 from .reference import Reference
-from .scenarios import assert_equal, flags, ids_of, two_ranks
+from .scenarios import assert_equal, flags, ids_of, params, two_ranks
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -41,6 +42,27 @@ def test_compiled(family: str) -> None:
     asks = mixed(reference.processor.tokenizer, family)
     with pruning(path, enforce_eager=False, max_num_batched_tokens=48, max_num_seqs=8) as (running, picks):
         answers = running.run(asks)
+    assert_equal(answers, [expected(reference, picks, one) for one in asks], CHUNKED)
+
+
+@pytest.mark.parametrize("family", ["qwen2.5-vl"])
+def test_preempted_requests_come_back(family: str) -> None:
+    """Too few blocks for all: requests lose theirs and compute their prompts again, when others' images are cached."""
+    path = str(tiny_vision.ensure(family))
+    reference = Reference(path)
+    asks = [replace(one, params=params(40)) for one in mixed(reference.processor.tokenizer, family)]
+    given = {"max_num_batched_tokens": 48, "max_num_seqs": 8, "num_gpu_blocks_override": 14, "max_model_len": 400}
+    with pruning(path, **given) as (running, picks):
+        preempted: list[str] = []
+        stock = running.scheduler._preempt_request
+
+        def counted(request: Any, *given: Any, **more: Any) -> None:
+            preempted.append(request.request_id)
+            stock(request, *given, **more)
+
+        running.scheduler._preempt_request = counted
+        answers = running.run(asks)
+    assert preempted
     assert_equal(answers, [expected(reference, picks, one) for one in asks], CHUNKED)
 
 
