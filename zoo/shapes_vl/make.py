@@ -27,8 +27,9 @@ _CARD = """# shapes-vl
 
 A test bed for visual-token pruning, not an assistant: it knows nothing beyond such scenes and seven kinds of question.
 Each patch of the tower learnt to say what it shows, CLS to name what the scene holds, so that its attention means
-something. Then the tower was frozen, and the decoder learnt to answer from rows of which parts of the empty ground were
-left out at random: it reads any subset of visual tokens, and what a pruned answer loses is what was pruned.
+something. No answer ever taught the tower, or it would have spread what it sees over all patches. The decoder learnt
+from rows of which parts of the empty ground were left out at random: it reads any subset of visual tokens, and what a
+pruned answer loses is what was pruned.
 """
 
 
@@ -60,7 +61,6 @@ def version(recipe: Recipe) -> str:
 
 def _make(target: Path, recipe: Recipe, progress: Say) -> None:
     from thriftree.zoo.cpu_wheels import repair
-    from thriftree.zoo.shapes_vl import save
 
     repair()
     cache.require_space(target.parent, _NEED)
@@ -73,14 +73,23 @@ def _make(target: Path, recipe: Recipe, progress: Say) -> None:
         course.save()
         raise ZooError(f"interrupted at step {course.step} of {course.steps}; the same command goes on there") from None
     with cache.appear(target) as out:
-        save.save(course.model, course.tokenizer, out)
-        fields = {"side": SIDE, "tokens": TOKENS, "version": version(recipe)}
-        parameters = sum(weight.numel() for weight in course.model.parameters()) / 1e6
-        (out / "README.md").write_text(_CARD.format(parameters=parameters, **fields))
-        stamp = {"recipe": asdict(recipe), "sha256": _sha256(out / "model.safetensors")}
-        (out / cache.STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
+        finish(course, out)
     notebook.unlink(missing_ok=True)
     progress(f"{NAME}: ready")
+
+
+def finish(course: Course, out: Path) -> None:
+    """Checkpoint, card and stamp of a trained course."""
+    from thriftree.zoo.shapes_vl import save
+
+    save.save(course.model, course.tokenizer, out)
+    fields = {"side": SIDE, "tokens": TOKENS, "version": version(course.recipe)}
+    parameters = sum(weight.numel() for weight in course.model.parameters()) / 1e6
+    (out / "README.md").write_text(_CARD.format(parameters=parameters, **fields))
+    for file in out.iterdir():
+        file.chmod(0o644)
+    stamp = {"recipe": asdict(course.recipe), "sha256": _sha256(out / "model.safetensors")}
+    (out / cache.STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
 
 
 def _sha256(file: Path) -> str:

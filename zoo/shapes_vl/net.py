@@ -9,7 +9,7 @@ from thriftree.zoo.shapes_vl.scenes import CHARACTERS, COLOURS, GRID, PATCH, SHA
 
 TOKENS = GRID * GRID
 _VISION = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3}
-_TEXT = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
+_TEXT = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
 WHAT = 1 + len(SHAPES) + len(CHARACTERS)  # what a patch shows: ground, a shape, a character
 NAMES = len(COLOURS) * len(SHAPES) + len(CHARACTERS)  # what the whole scene holds
 

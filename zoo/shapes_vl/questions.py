@@ -28,6 +28,16 @@ def _name(thing: Thing) -> str:
     return f"{thing.colour} {thing.shape}"
 
 
+def _refer(thing: Thing, scene: Scene, rng: Generator) -> str:
+    """Words that fit this thing only: both attributes, or one that no other thing has."""
+    ways = [_name(thing)]
+    if [other.shape for other in scene.things].count(thing.shape) == 1:
+        ways.append(thing.shape)
+    if [other.colour for other in scene.things].count(thing.colour) == 1:
+        ways.append(f"{thing.colour} thing")
+    return ways[int(rng.integers(len(ways)))]
+
+
 def _article(what: str) -> str:
     return f"{'an' if what.startswith('orange') else 'a'} {what}"
 
@@ -52,13 +62,22 @@ def _count(scene: Scene, rng: Generator) -> list[tuple[str, str]]:
 
 
 def _exists(scene: Scene, rng: Generator) -> list[tuple[str, str]]:
-    """As many yes as no; what is absent has its colour or its shape from the scene where it can."""
-    there = {_name(thing) for thing in scene.things}
+    """As many yes as no, of pairs, shapes and colours; an absent pair has its colour or its shape from the scene."""
     colours, shapes = {t.colour for t in scene.things}, {t.shape for t in scene.things}
-    absent = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in there and (c in colours or s in shapes)]
-    chosen = [absent[i] for i in rng.permutation(len(absent))[: len(there)]]
-    return [(f"Is there {_article(w)}?", "yes") for w in sorted(there)] + [
-        (f"Is there {_article(w)}?", "no") for w in chosen
+    pairs = {_name(thing) for thing in scene.things}
+    near = {f"{c} {s}" for c in COLOURS for s in SHAPES if c in colours or s in shapes} - pairs
+    levels = [
+        (pairs, near),
+        (shapes, set(SHAPES) - shapes),
+        ({f"{c} thing" for c in colours}, {f"{c} thing" for c in set(COLOURS) - colours}),
+    ]
+    there, absent = levels[int(rng.integers(len(levels)))]
+    size = min(len(there), len(absent))
+    picked = [[sorted(names)[i] for i in rng.permutation(len(names))[:size]] for names in (there, absent)]
+    return [
+        (f"Is there {_article(what)}?", answer)
+        for names, answer in zip(picked, ("yes", "no"), strict=True)
+        for what in names
     ]
 
 
@@ -68,19 +87,20 @@ def _place(scene: Scene, rng: Generator) -> list[tuple[str, str]]:
         right, down = thing.x - SIDE / 2, thing.y - SIDE / 2
         if min(abs(right), abs(down)) >= _MARGIN:
             where = f"{'bottom' if down > 0 else 'top'} {'right' if right > 0 else 'left'}"
-            found.append((f"Where is the {_name(thing)}?", where))
+            found.append((f"Where is the {_refer(thing, scene, rng)}?", where))
     return found
 
 
 def _relation(scene: Scene, rng: Generator) -> list[tuple[str, str]]:
     found = []
     for one, other in permutations(scene.things, 2):
+        this, that = _refer(one, scene, rng), _refer(other, scene, rng)
         if abs(one.x - other.x) >= _APART:
             side = "left" if one.x < other.x else "right"
-            found.append((f"Is the {_name(one)} left or right of the {_name(other)}?", side))
+            found.append((f"Is the {this} left or right of the {that}?", side))
         if abs(one.y - other.y) >= _APART:
             side = "above" if one.y < other.y else "below"
-            found.append((f"Is the {_name(one)} above or below the {_name(other)}?", side))
+            found.append((f"Is the {this} above or below the {that}?", side))
     return found
 
 

@@ -32,7 +32,7 @@ class Recipe:
     see_rate: float = 2e-3
     answer_steps: int = 1_500
     answer_batch: int = 16
-    answer_rate: float = 2e-3
+    answer_rate: float = 1.2e-3
     see_on: float = 0.5  # share of the tower's rate while the decoder learns
     naming: float = 0.2  # weight of that loss
     each: int = 12  # questions behind a picture

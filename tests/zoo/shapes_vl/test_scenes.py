@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from thriftree.zoo.shapes_vl import draw
 from thriftree.zoo.shapes_vl.items import held_out
 from thriftree.zoo.shapes_vl.questions import KINDS, ask_many
-from thriftree.zoo.shapes_vl.scenes import COLOURS, GRID, HELD_OUT, PATCH, SHAPES, SIDE, STYLES, Scene, compose
+from thriftree.zoo.shapes_vl.scenes import COLOURS, GRID, HELD_OUT, PATCH, SHAPES, SIDE, STYLES, Scene, Thing, compose
 from thriftree.zoo.shapes_vl.train import Recipe
 
 SEEDS = st.integers(0, 1 << 48)
@@ -70,27 +70,30 @@ def test_a_picture_shows_its_things(seed: int, style: str) -> None:
     assert owner.shape == (GRID, GRID)
 
 
+def fitting(scene: Scene, words: str) -> list[Thing]:
+    """The things that every colour and every shape in `words` fits."""
+    colours = re.findall("|".join(COLOURS), words)
+    shapes = re.findall("|".join(SHAPES), words)
+    return [t for t in scene.things if all(t.colour == c for c in colours) and all(t.shape == s for s in shapes)]
+
+
 def truth(scene: Scene, question: str) -> str | None:
     """The answer worked out from the question's words alone; None where no answer or more than one is right."""
-    singular = question.replace("crosses", "cross")
-    colours = re.findall("|".join(COLOURS), singular)
-    shapes = re.findall("|".join(SHAPES), singular)
-    named = [[t for t in scene.things if (t.colour, t.shape) == pair] for pair in zip(colours, shapes, strict=False)]
-    fitting = [t for t in scene.things if t.shape in shapes or t.colour in colours]
+    found = fitting(scene, question)
     match question.split()[:2]:
         case ["How", "many"]:
-            return str(len(fitting))
+            return str(len(found))
         case ["Is", "there"]:
-            return "yes" if named[0] else "no"
+            return "yes" if found else "no"
         case ["What", "colour"]:
-            return fitting[0].colour if len(fitting) == 1 else None
+            return found[0].colour if len(found) == 1 else None
         case ["What", "shape"]:
-            return fitting[0].shape if len(fitting) == 1 else None
+            return found[0].shape if len(found) == 1 else None
         case ["Where", "is"]:
-            (thing,) = named[0]
+            (thing,) = found
             return f"{'top' if thing.y < SIDE / 2 else 'bottom'} {'left' if thing.x < SIDE / 2 else 'right'}"
         case ["Is", "the"]:
-            ((one,), (other,)) = named
+            ((one,), (other,)) = (fitting(scene, part) for part in re.split("left or right|above or below", question))
             if "left" in question:
                 return "left" if one.x < other.x else "right"
             return "above" if one.y < other.y else "below"
