@@ -1,4 +1,4 @@
-"""Pictures: by URL from public addresses only, and one that cannot be had or read is the client's mistake, by its field.
+"""Pictures: by URL from public addresses only; one that cannot be had or read is the client's mistake, by its field.
 
 vLLM fetches whatever URL a request names. A server in a private network would be a way into it: the cloud's metadata
 service, the database's status page. The check is made at the socket, on the address that is connected to, so neither a

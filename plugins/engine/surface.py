@@ -19,7 +19,6 @@ SURFACE = {
     "vllm._custom_ops:onednn_mm": "f95fca4ee62a",
     "vllm.connections:HTTPConnection.get_async_client": "632dc69589d9",
     "vllm.connections:HTTPConnection.async_get_bytes": "9124810510b3",
-    "vllm.multimodal.media:MediaConnector.__init__": "ed43b93dea72",
     "vllm.multimodal.media:MediaConnector.fetch_image_async": "c6452a8b15f2",
     "vllm.model_executor.layers.attention.mm_encoder_attention:MMEncoderAttention.forward_native": "22beb9f526a6",
     "vllm.model_executor.layers.attention.mm_encoder_attention:MMEncoderAttention.__init__": "54b94a1a8261",

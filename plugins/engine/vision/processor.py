@@ -190,6 +190,8 @@ class PruningProcessorMixin(Base):
         if call.vision == "off":
             return Plan(rows, rows)
         asked: Any = call.vision
+        if asked.get("keep_tokens", 0) > rows:
+            raise _refusal("keep_tokens", f"{asked['keep_tokens']} is more than the {rows} of an image", call.ours)
         keep = kept(rows, asked.get("keep"), asked.get("keep_tokens"))
         if keep > most:
             why = f"{keep} of this image's {rows} tokens is above this server's cap of {most} (--vision-max-keep)"

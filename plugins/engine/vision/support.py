@@ -128,7 +128,7 @@ def _missing(config: Any) -> dict[str, str]:
         except ValueError as error:
             found[name] = str(error).partition(": ")[2]
         if reads and split:
-            found[name] = "--mm-encoder-tp-mode data: no rank sees the attention of all images"
+            found[name] = "--mm-encoder-tp-mode data: images come in another order, and no rank sees them all"
     return found
 
 

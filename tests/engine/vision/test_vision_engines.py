@@ -44,6 +44,7 @@ def test_a_cap_holds_for_everybody(trees: dict[str, Any] | None) -> None:
             ("off", r"thrift_vision: this server keeps at most 0\.25"),
             ({"keep": 0.5}, r"thrift_vision\.keep: 0\.5 is above this server's cap of 0\.25"),
             ({"keep_tokens": 37}, r"thrift_vision\.keep_tokens: 37 of this image's 144 tokens is above .* cap of 36"),
+            ({"keep_tokens": 145}, r"thrift_vision\.keep_tokens: 145 is more than the 144 of an image"),
             ({"keep": 0}, r"thrift_vision\.keep: "),
             ({"keep": 0.2, "keep_tokens": 3}, r"thrift_vision\.keep_tokens: "),
             ({"method": "best"}, r"thrift_vision\.method: unknown method 'best'"),

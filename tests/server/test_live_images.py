@@ -1,0 +1,131 @@
+"""Images over HTTP: pruned on request and counted; broken, huge, empty and odd ones a 400 or an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.bad_requests import CHAT_PATH
+from tests.server.broken_images import bodies, body, contents, data_url, saved
+from tests.server.live import LiveServer
+from tests.server.test_fuzz import check
+from thriftree.zoo import tiny_vision
+
+pytestmark = pytest.mark.live
+FLAGS = ["--enforce-eager", "--max-model-len", "1024", "--served-model-name", "tiny", "--dtype", "float32"]
+#: Pictures that a browser shows, and so do we: of several frames the first.
+FINE = (
+    "large", "one pixel", "a line", "a long line", "animated gif", "animated webp", "animated png",
+    "two pages of tiff", "cmyk", "sixteen bits", "palette", "transparent", "grey with alpha", "says text",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    flags = [str(tiny_vision.ensure("llava")), *FLAGS, "--limit-mm-per-prompt", '{"image": 4}']
+    with LiveServer(tmp_path_factory.mktemp("images"), flags) as running:
+        yield running
+
+
+def send(server: LiveServer, content: dict[str, Any]) -> httpx.Response:
+    return httpx.post(f"{server.url}{CHAT_PATH}", json=content, timeout=30)
+
+
+@pytest.mark.parametrize("name", bodies())
+def test_no_500(server: LiveServer, name: str) -> None:
+    answer = send(server, bodies()[name])
+    error = check(answer)
+    assert (error is None) == (name in FINE) or name not in contents(), (answer.status_code, error)
+    assert send(server, body({"type": "image_url", "image_url": {"url": data_url(saved("PNG"))}})).status_code == 200
+
+
+RED, BLUE = (data_url(saved("PNG", mode=mode)) for mode in ("RGB", "P"))
+
+
+def shown(*pictures: str, text: str = "What is it?") -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def ask(server: LiveServer, *turns: dict[str, Any], **more: Any) -> Any:
+    asked = {"model": "tiny", "messages": list(turns), "max_tokens": 4, "temperature": 0, **more}
+    answer = httpx.post(f"{server.url}{CHAT_PATH}", json=asked, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def counts(answer: Any) -> tuple[int, Any]:
+    """Tokens of the prompt beyond the first image's rows, and what is said of images."""
+    usage = answer["usage"]
+    return usage["prompt_tokens"], usage["thrift"]["vision"]
+
+
+def test_fewer_tokens_of_an_image(server: LiveServer) -> None:
+    whole, vision = counts(ask(server, shown(RED)))
+    assert vision == {"method": None, "tokens_seen": 144, "tokens_kept": 144}
+    for wish, kept, method in (
+        ({"keep": 0.25}, 36, "divprune"),
+        ({"method": "hiprune", "keep_tokens": 20}, 20, "hiprune"),
+        ({"method": "recoverable", "keep": 0.5}, 72, "recoverable"),
+        ({"method": "visionzip", "keep": 1}, 144, None),
+        ("off", 144, None),
+    ):
+        answer = ask(server, shown(RED), thrift={"vision": wish})
+        prompt, vision = counts(answer)
+        assert vision == {"method": method, "tokens_seen": 144, "tokens_kept": kept}
+        assert whole - prompt == 144 - kept
+        assert answer["usage"]["thrift"]["exact"] is (method is None)
+
+
+def test_several_images_and_the_same_one_again_with_other_settings(server: LiveServer) -> None:
+    prompt, vision = counts(ask(server, shown(RED, BLUE), thrift={"vision": {"keep": 0.25}}))
+    assert vision["tokens_kept"] == 72
+    said = [ask(server, shown(RED, text="Say it.")) for _ in range(2)]
+    pruned = ask(server, shown(RED, text="Say it."), thrift={"vision": {"method": "stride", "keep": 0.1}})
+    again = ask(server, shown(RED, text="Say it."))
+    texts = [one["choices"][0]["message"]["content"] for one in (*said, pruned, again)]
+    assert texts[0] == texts[1] == texts[3] != texts[2]
+    turns = [shown(RED, text="Say it."), {"role": "assistant", "content": texts[0]}, shown(BLUE)]
+    assert counts(ask(server, *turns, thrift={"vision": {"keep_tokens": 10}}))[1]["tokens_kept"] == 20
+
+
+def test_a_stream_says_it_at_its_end(server: LiveServer) -> None:
+    body = {"model": "tiny", "messages": [shown(RED)], "max_tokens": 4, "stream": True}
+    body |= {"stream_options": {"include_usage": True}, "thrift": {"vision": {"keep": 0.25}}}
+    text = httpx.post(f"{server.url}{CHAT_PATH}", json=body, timeout=60).text
+    assert '"vision":{"method":"divprune","tokens_seen":144,"tokens_kept":36}' in text
+
+
+@pytest.mark.parametrize(
+    ("vision", "param"),
+    [
+        ({"keep": 0}, "thrift.vision.keep"),
+        ({"keep_tokens": 145}, "thrift.vision.keep_tokens"),
+        ({"method": "magic"}, "thrift.vision.method"),
+        ({"method": "divprune", "alpha": 1}, "thrift.vision.alpha"),
+    ],
+)
+def test_wishes_that_cannot_be(server: LiveServer, vision: Any, param: str) -> None:
+    body = {"model": "tiny", "messages": [shown(RED)], "thrift": {"vision": vision}}
+    answer = httpx.post(f"{server.url}{CHAT_PATH}", json=body, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_text_alone_and_a_method_that_reads_it(server: LiveServer) -> None:
+    answer = ask(server, {"role": "user", "content": "Hello"}, thrift={"vision": {"keep": 0.25}})
+    assert answer["usage"]["thrift"]["vision"] == {"method": None, "tokens_seen": 0, "tokens_kept": 0}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": shown(RED)["content"][:1]}]}
+    body["thrift"] = {"vision": {"method": "recoverable"}}
+    answer = httpx.post(f"{server.url}{CHAT_PATH}", json=body, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "thrift.vision.method")
+
+
+def test_counters_and_the_method_table(server: LiveServer) -> None:
+    text = httpx.get(f"{server.url}/metrics").text
+    assert 'thriftree_visual_tokens_dropped_total{method="divprune"}' in text
+    rows = httpx.get(f"{server.url}/v1/thrift/methods").json()["methods"]
+    vision = {row["name"]: row for row in rows if row["family"] == "vision"}
+    assert len(vision) == 16 and all(row["available"] for row in vision.values())
