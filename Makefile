@@ -52,7 +52,7 @@ serve: $(INSTALLED)
 # What needs no engine first: it says in a minute what engines would say in many. There, warnings are errors.
 test: $(DEV)
 	$(BIN)/python -m pytest -W error --ignore=tests/engine -m "not (engine or live or slow)" $(TESTS) $(SOME)
-	$(BIN)/python -m pytest -m "(engine or live) and not slow" $(TESTS) $(SOME)
+	$(BIN)/python -m pytest -m "(engine or live) and not slow" --durations=30 $(TESTS) $(SOME)
 
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m slow $(TESTS)

@@ -16,6 +16,7 @@ from thriftree.benchmarks import machine
 from thriftree.benchmarks.vision import report
 from thriftree.benchmarks.vision.policies import KEEPS, SHORT, policies
 from thriftree.benchmarks.vision.quality import Figure, Model, Stopped, run
+from thriftree.zoo.cache import ZooError
 
 _PAGE = 150
 _FULL, _SHORT = (3, 1001), (1, 112)  # draws, questions in each: whole turns of 7 kinds and 4 styles in the short one
@@ -56,6 +57,9 @@ def main(argv: list[str]) -> int:
     found = machine.conditions(["vision", *argv])
     try:
         figures = _measure(args, chosen, notes.print)
+    except ZooError as error:
+        print(f"thriftree bench vision: {error}", file=sys.stderr)
+        return 1
     except Stopped as stopped:
         print(f"thriftree bench vision: stopped before {stopped}; run it again to go on", file=sys.stderr)
         return 3

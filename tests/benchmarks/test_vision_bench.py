@@ -14,6 +14,7 @@ from thriftree.benchmarks.vision.policies import CONTROLS, policies
 from thriftree.benchmarks.vision.quality import FULL, Figure
 from thriftree.plugins.vision import registry
 from thriftree.plugins.vision.request import Terms, checked
+from thriftree.zoo import tiny_vision
 
 
 def figure(policy: str, keep: float, seed: int, right: int, text: int = 0) -> Figure:
@@ -90,16 +91,28 @@ def test_times() -> None:
 
 
 @pytest.mark.engine
-def test_answers_with_fewer_tokens_and_a_run_that_goes_on(tmp_path: Path) -> None:
+def test_questions_about_pictures_and_a_run_that_goes_on(tmp_path: Path) -> None:
+    """On a random model: what it says is nonsense, what it is sent is counted."""
     out, checkpoint = tmp_path / "out.json", tmp_path / "run.jsonl"
-    argv = ["--questions", "28", "--policies", "divprune", "random", "--keep", "0.5", "0.05"]
+    argv = ["--model", str(tiny_vision.ensure("llava")), "--questions", "28", "--policies", "divprune", "random"]
+    argv += ["--keep", "0.5", "0.05"]
     argv += ["--checkpoint", str(checkpoint), "--json", str(out), "--markdown", str(tmp_path / "out.md")]
     assert parts.main([*argv, "--minutes", "0"]) == 3
     subprocess.run([sys.executable, "-m", "thriftree.benchmarks.vision.main", *argv], check=True)
-    result = json.loads(out.read_text())
-    found = {(f["policy"], f["keep"]): f for f in result["figures"]}
-    shares = {cell: sum(f["right"].values()) / 28 for cell, f in found.items()}
-    assert shares[FULL, 1.0] >= 0.85 and shares["divprune", 0.5] > shares["random", 0.05]
-    assert found[FULL, 1.0]["tokens"] - found["divprune", 0.5]["tokens"] == 72
+    found = {(f["policy"], f["keep"]): f for f in json.loads(out.read_text())["figures"]}
+    assert sum(found["random", 0.05]["asked"].values()) == 28
+    for policy in ("divprune", "random"):
+        assert [found[FULL, 1.0]["tokens"] - found[policy, keep]["tokens"] for keep in (0.5, 0.05)] == [72, 137]
     assert len(checkpoint.read_text().splitlines()) == 5
     assert "| divprune |" in (tmp_path / "out.md").read_text()
+
+
+@pytest.mark.engine
+def test_where_the_time_goes(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    argv = ["--rounds", "1", "--policies", "random", "--json", str(out)]
+    subprocess.run([sys.executable, "-m", "thriftree.benchmarks.vision.timing", *argv], check=True)
+    whole, pruned = json.loads(out.read_text())["samples"]
+    assert whole["prompt"] - pruned["prompt"] == 576 - 64
+    assert 0 < pruned["parts"]["selection"] < pruned["parts"]["encoder"]
+    assert pruned["parts"]["prefill"] < whole["parts"]["prefill"]

@@ -16,6 +16,8 @@ from thriftree.zoo import tiny_vision
 
 pytestmark = pytest.mark.live
 FLAGS = ["--enforce-eager", "--max-model-len", "1024", "--served-model-name", "tiny", "--dtype", "float32"]
+#: vLLM's parser of messages: a part whose `type` is null is a 500, found before any image is.
+VLLM_BUG = "type null"
 #: Pictures that a browser shows, and so do we: of several frames the first.
 FINE = (
     "large", "one pixel", "a line", "a long line", "animated gif", "animated webp", "animated png",
@@ -37,7 +39,7 @@ def send(server: LiveServer, content: dict[str, Any]) -> httpx.Response:
 @pytest.mark.parametrize("name", bodies())
 def test_no_500(server: LiveServer, name: str) -> None:
     answer = send(server, bodies()[name])
-    error = check(answer)
+    error = check(answer, known=name == VLLM_BUG)
     assert (error is None) == (name in FINE) or name not in contents(), (answer.status_code, error)
     assert send(server, body({"type": "image_url", "image_url": {"url": data_url(saved("PNG"))}})).status_code == 200
 
@@ -51,7 +53,14 @@ def shown(*pictures: str, text: str = "What is it?") -> dict[str, Any]:
 
 
 def ask(server: LiveServer, *turns: dict[str, Any], **more: Any) -> Any:
-    asked = {"model": "tiny", "messages": list(turns), "max_tokens": 4, "temperature": 0, **more}
+    asked = {
+        "model": "tiny",
+        "messages": list(turns),
+        "max_tokens": 8,
+        "temperature": 0,
+        "return_token_ids": True,
+        **more,
+    }
     answer = httpx.post(f"{server.url}{CHAT_PATH}", json=asked, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -81,14 +90,14 @@ def test_fewer_tokens_of_an_image(server: LiveServer) -> None:
 
 
 def test_several_images_and_the_same_one_again_with_other_settings(server: LiveServer) -> None:
-    prompt, vision = counts(ask(server, shown(RED, BLUE), thrift={"vision": {"keep": 0.25}}))
+    _, vision = counts(ask(server, shown(RED, BLUE), thrift={"vision": {"keep": 0.25}}))
     assert vision["tokens_kept"] == 72
     said = [ask(server, shown(RED, text="Say it.")) for _ in range(2)]
     pruned = ask(server, shown(RED, text="Say it."), thrift={"vision": {"method": "stride", "keep": 0.1}})
     again = ask(server, shown(RED, text="Say it."))
-    texts = [one["choices"][0]["message"]["content"] for one in (*said, pruned, again)]
-    assert texts[0] == texts[1] == texts[3] != texts[2]
-    turns = [shown(RED, text="Say it."), {"role": "assistant", "content": texts[0]}, shown(BLUE)]
+    tokens = [one["choices"][0]["token_ids"] for one in (*said, pruned, again)]
+    assert tokens[0] == tokens[1] == tokens[3] != tokens[2]
+    turns = [shown(RED, text="Say it."), {"role": "assistant", "content": "It is."}, shown(BLUE)]
     assert counts(ask(server, *turns, thrift={"vision": {"keep_tokens": 10}}))[1]["tokens_kept"] == 20
 
 
