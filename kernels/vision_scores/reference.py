@@ -29,6 +29,8 @@ def column_sums(
         lines = torch.arange(start, last, device=q.device)
         if weights is not None:
             lines = lines[weights[start:last] != 0]
+        if len(lines) == 0:
+            continue
         keys = k[start:end].float().permute(1, 2, 0).contiguous()
         heads, count = len(keys), end - start
         step = max(1, most // max(1, heads * count))
