@@ -97,7 +97,7 @@ def engine(path: str) -> Iterator[tuple[Any, Clock]]:
     clock = Clock()
     clock.wrap(model, "embed_multimodal", "encoder")
     clock.wrap(model._selector, "_pruned", "selection")
-    clock.wrap(model.get_language_model(), "forward", "prefill")
+    clock.wrap(model.get_language_model().model, "forward", "prefill")
     yield llm, clock
 
 

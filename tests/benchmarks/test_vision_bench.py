@@ -102,7 +102,8 @@ def test_questions_about_pictures_and_a_run_that_goes_on(tmp_path: Path) -> None
     found = {(f["policy"], f["keep"]): f for f in json.loads(out.read_text())["figures"]}
     assert sum(found["random", 0.05]["asked"].values()) == 28
     for policy in ("divprune", "random"):
-        assert [found[FULL, 1.0]["tokens"] - found[policy, keep]["tokens"] for keep in (0.5, 0.05)] == [72, 137]
+        fewer = [found[FULL, 1.0]["tokens"] - found[policy, keep]["tokens"] for keep in (0.5, 0.05)]
+        assert fewer == pytest.approx([72, 137])
     assert len(checkpoint.read_text().splitlines()) == 5
     assert "| divprune |" in (tmp_path / "out.md").read_text()
 

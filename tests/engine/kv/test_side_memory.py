@@ -74,8 +74,9 @@ def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     flags = {"block_size": 32, "max_num_batched_tokens": 128, "additional_config": ours}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker.logger, "handlers", [handler])
-        patch.setattr(worker.logger, "level", logging.INFO)
         patch.setattr(worker.logger, "disabled", False)
+        patch.setattr(worker.logger, "_cache", {})  # of levels that are on: an engine before this one has asked
+        patch.setattr(worker.logger, "level", logging.INFO)
         with engine(str(tiny.ensure("llama-gqa")), {"max_nodes": 8, "adaptive": False}, **flags) as here:
             yield Started(here, told)
 
