@@ -16,7 +16,11 @@ from .scenarios import SCENES, ask, assert_equal, expect, lay_out
 pytestmark = pytest.mark.engine
 
 
-@pytest.mark.parametrize("family", scenarios.FAMILIES)
+#: `test_pruned` asks the same of all families, pruned; here one shows that the reference is right about what is not.
+FAMILIES = [pytest.param(name, marks=() if name == "llava" else pytest.mark.slow) for name in scenarios.FAMILIES]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_stock_vllm_equals_transformers(family: str) -> None:
     path = str(tiny_vision.ensure(family))
     reference = Reference(path)
@@ -29,7 +33,8 @@ def test_stock_vllm_equals_transformers(family: str) -> None:
     assert_equal(answers, [expect(reference, a) for a in asks])
 
 
-@pytest.mark.parametrize("family", ["llava"])  # Qwen2.5-VL is equal too; two ranks take most of a minute
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llava", "qwen2.5-vl"])
 def test_two_ranks_of_stock_vllm_equal_transformers(family: str) -> None:
     path = str(tiny_vision.ensure(family))
     reference = Reference(path)
