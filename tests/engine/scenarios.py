@@ -39,12 +39,12 @@ def chat(tokenizer: Any, question: str) -> list[int]:
     return ids
 
 
-def asks(tokenizer: Any, *, number: int = 6, stagger: int = 0, **params: Any) -> list[Ask]:
+def asks(tokenizer: Any, *, number: int = 4, stagger: int = 0, **params: Any) -> list[Ask]:
     """`number` chat requests; parameters may be callables of the request's index."""
     out = []
     for i in range(number):
         given = {key: value(i) if callable(value) else value for key, value in params.items()}
-        settings = {"temperature": 0.0, "max_tokens": 32, **given}
+        settings = {"temperature": 0.0, "max_tokens": 24, **given}
         prompt = chat(tokenizer, QUESTIONS[i % len(QUESTIONS)])
         out.append(Ask(prompt, SamplingParams(**settings), arrives=i * stagger))
     return out

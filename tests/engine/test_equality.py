@@ -24,7 +24,7 @@ def test_same_answer(pair: tuple[Answers, Answers, dict[str, Any]], name: str) -
 def test_trees_were_at_work(pair: tuple[Answers, Answers, dict[str, Any]]) -> None:
     """Equality would mean nothing without accepted drafts, also on branches that are not the first."""
     _, _, counts = pair
-    assert counts["accepted"] > 1000
-    assert counts["branches"] > 30
+    assert counts["accepted"] > 500
+    assert counts["branches"] > 15
     assert counts["own linear layers"] > 100 or not available()
     assert counts["live"] <= 1, "finished requests leave the drafters"

@@ -202,10 +202,11 @@ def test_our_routes(client: Any, server: LiveServer) -> None:
     assert httpx.get(f"{server.url}/version").json()["version"]
     assert [model.id for model in client.models.list()] == [MODEL]
     methods = httpx.get(f"{server.url}/v1/thrift/methods").json()["methods"]
-    assert all(method["available"] or (method["family"] == "kv" and method["reason"]) for method in methods)
+    assert all(method["available"] or (method["family"] != "speculation" and method["reason"]) for method in methods)
+    assert not any(method["available"] for method in methods if method["family"] == "vision"), "it sees no images"
     by_family = {method["family"]: method for method in methods if method["default"]}
     assert by_family["speculation"]["name"] == "auto" and by_family["kv"]["available"]
-    assert sum(method["default"] for method in methods) == 2
+    assert sum(method["default"] for method in methods) == 3
 
 
 def test_metrics(client: Any, server: LiveServer) -> None:
