@@ -29,7 +29,7 @@ def automaton() -> XgrammarGrammar:
 
 def tree_grammar(made: Any) -> TreeGrammar:
     request: Any = SimpleNamespace(request_id="r", structured_output_request=SimpleNamespace(grammar=made))
-    return TreeGrammar(SimpleNamespace(), request)  # type: ignore[arg-type]
+    return TreeGrammar(SimpleNamespace(), request)
 
 
 def accepted(made: XgrammarGrammar, steps: list[int]) -> bool:
@@ -48,7 +48,7 @@ def accepted(made: XgrammarGrammar, steps: list[int]) -> bool:
 def complaints() -> Iterator[list[str]]:
     found: list[str] = []
     handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: found.append(record.getMessage())
     backend_xgrammar.logger.addHandler(handler)
     yield found
     backend_xgrammar.logger.removeHandler(handler)

@@ -1,37 +1,19 @@
-"""The GPU path of the kernels for cached rows, in Triton's interpreter, against the torch reference.
-
-Triton decides when it is first imported whether it interprets, so the tests run in a process of their own.
-"""
+"""The GPU path of the kernels for cached rows, in Triton's interpreter (interpreter.py), against torch."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 
+from tests.kernels.interpreter import INTERPRETED, compiles, triton_of
 from thriftree.kernels.kv_rows import problem, reference
-
-pytest.importorskip("triton")
-interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@pytest.mark.skipif(interpreted, reason="this is that process")
-def test_in_a_process_of_its_own() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", __file__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
 
 
 @pytest.fixture(scope="module")
 def kernel() -> Any:
-    if not interpreted:
-        pytest.skip("needs TRITON_INTERPRET=1")
-    return importlib.import_module("thriftree.kernels.kv_rows.triton")
+    return triton_of("kv_rows")
 
 
 @pytest.mark.parametrize(
@@ -72,9 +54,7 @@ def test_move(
 def test_column_sums(
     queries: int, rows: int, heads: int, group: int, dim: int, future: int, dtype: torch.dtype
 ) -> None:
-    if not interpreted:
-        pytest.skip("needs TRITON_INTERPRET=1")
-    kernel = importlib.import_module("thriftree.kernels.kv_rows.triton_window")
+    kernel = triton_of("kv_rows", "triton_window")
     p = problem.window(queries, rows, heads=heads, group=group, dim=dim, dtype=dtype, future=future)
     sums, truth = kernel.column_sums(*p.step), p.truth()
     assert bool(((sums - truth).abs() <= 2e-6 * (1 + truth.max())).all())
@@ -94,9 +74,7 @@ def test_column_sums(
 def test_decode_attention(
     lens: list[list[int]], biased: bool, isa: str, dtype: torch.dtype, dim: int, block: int, kv_heads: int, group: int
 ) -> None:
-    if not interpreted:
-        pytest.skip("needs TRITON_INTERPRET=1")
-    kernel = importlib.import_module("thriftree.kernels.kv_rows.triton_decode")
+    kernel = triton_of("kv_rows", "triton_decode")
     p = problem.decode(lens, group=group, dim=dim, block=block, dtype=dtype, isa=isa, kv_heads=kv_heads, biased=biased)
     out = kernel.decode_attention(*p.step, bias=p.bias, isa=isa)
     assert out.dtype == dtype
@@ -105,21 +83,16 @@ def test_decode_attention(
 
 
 def test_decode_attention_without_requests() -> None:
-    if not interpreted:
-        pytest.skip("needs TRITON_INTERPRET=1")
-    kernel = importlib.import_module("thriftree.kernels.kv_rows.triton_decode")
+    kernel = triton_of("kv_rows", "triton_decode")
     p = problem.decode([[63, 5]])
     none = (p.q[:0], *p.step[1:3], p.table[:0], p.lens[:0], p.scale)
     assert kernel.decode_attention(*none, bias=None, isa="vec").shape == (0, 2, 3, 64)
 
 
-@pytest.mark.skipif(interpreted, reason="the interpreter compiles nothing")
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiles_for_a_gpu() -> None:
-    import triton
     import triton.language as tl
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     from thriftree.kernels.kv_rows import triton as cells
     from thriftree.kernels.kv_rows import triton_decode, triton_window
@@ -134,7 +107,4 @@ def test_compiles_for_a_gpu() -> None:
     for kernel in (
         cells._move, triton_window._row_sums, triton_window._column_sums, triton_decode._attend, triton_decode._join
     ):  # fmt: skip
-        known = {n: v for n, v in sizes.items() if n in kernel.arg_names}
-        signature = {n: "constexpr" if n in known else names.get(n, "i32") for n in kernel.arg_names}
-        built = triton.compile(ASTSource(kernel, signature, known), target=GPUTarget("cuda", 90, 32))
-        assert "ptx" in built.asm
+        assert compiles(kernel, names, sizes)

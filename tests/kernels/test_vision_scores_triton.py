@@ -1,35 +1,20 @@
-"""The GPU path of the readings, in Triton's interpreter, against the torch reference. See test_kv_rows_triton.py."""
+"""The GPU path of the readings, in Triton's interpreter, against the torch reference. See interpreter.py."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 
+from tests.kernels.interpreter import INTERPRETED, compiles, triton_of
 from thriftree.kernels.vision_scores import reference
-
-pytest.importorskip("triton")
-interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@pytest.mark.skipif(interpreted, reason="this is that process")
-def test_in_a_process_of_its_own() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", __file__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
 
 
 @pytest.fixture()
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What is not written stays NaN."""
-    if not interpreted:
-        pytest.skip("needs TRITON_INTERPRET=1")
-    module = importlib.import_module("thriftree.kernels.vision_scores.triton")
+    module = triton_of("vision_scores")
 
     class Torch:
         def empty(self, *shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -68,3 +53,16 @@ def test_column_sums(kernel: Any, kind: str, lengths: list[int], heads: int, dim
     found = kernel.column_sums(q, k, starts, 0.2, **step)
     expected = reference.column_sums(q, k, starts, 0.2, **step)
     assert float((found - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.max()))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_compiles_for_a_gpu() -> None:
+    from thriftree.kernels.vision_scores.triton import _column_sums, _row_lse
+
+    names = dict.fromkeys(("q", "k"), "*bf16") | dict.fromkeys(("weights", "lse", "out"), "*fp32")
+    names |= {"starts": "*i32", "scale": "fp32"}
+    for weighed in (False, True):
+        sizes = {"WEIGHED": weighed, "DIM": 80, "WIDE": 128, "M": 32, "N": 64}
+        for kernel in (_row_lse, _column_sums):
+            assert compiles(kernel, names, sizes)

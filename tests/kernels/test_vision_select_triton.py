@@ -1,37 +1,23 @@
-"""The GPU path of the choices, in Triton's interpreter, against the torch reference. See test_kv_rows_triton.py."""
+"""The GPU path of the choices, in Triton's interpreter, against the torch reference. See interpreter.py."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.interpreter import INTERPRETED, compiles, triton_of
 from thriftree.kernels.vision_select import reference
 
-pytest.importorskip("triton")
-interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 SIZES = [(1, 1), (2, 2), (3, 1), (63, 63), (65, 40), (577, 20), (2879, 7)]
-
-
-@pytest.mark.skipif(interpreted, reason="this is that process")
-def test_in_a_process_of_its_own() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", __file__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
 
 
 @pytest.fixture()
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the kernels read lies in front of NaN, and so does what they write, which begins as NaN."""
-    if not interpreted:
-        pytest.skip("needs TRITON_INTERPRET=1")
-    module = importlib.import_module("thriftree.kernels.vision_select.triton")
+    module = triton_of("vision_select")
     cosines, volumes, empty = reference.cosines, reference.volumes, torch.empty
     monkeypatch.setattr(reference, "cosines", lambda unit: poisoned(cosines(unit)))
     monkeypatch.setattr(reference, "volumes", lambda *step: tuple(poisoned(part) for part in volumes(*step)))
@@ -92,3 +78,14 @@ def test_ties_zeros_and_broken_rows(kernel: Any) -> None:
     for k in (7, 40):
         assert torch.equal(kernel.max_min(axes, k, None), reference.max_min(axes, k, None))
         assert torch.equal(kernel.greedy_dpp(axes, quality, k), reference.greedy_dpp(axes, quality, k))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_compiles_for_a_gpu() -> None:
+    from thriftree.kernels.vision_select.triton import AHEAD, _dpp, _max_min
+
+    names = dict.fromkeys(("between", "weights", "alone", "columns"), "*fp32") | {"first": "*i64", "picks": "*i64"}
+    sizes = {"SPANNED": reference.SPANNED, "WIDE": 1024, "AHEAD": AHEAD}
+    for kernel in (_max_min, _dpp):
+        assert compiles(kernel, names, sizes)

@@ -82,7 +82,7 @@ def compose(seed: int, style: str | None = None) -> Scene:
     style = style or str(rng.choice(list(STYLES)))
     ranges = STYLES[style]
     level = rng.integers(85, 150)
-    ground = tuple(int(c) for c in level + rng.integers(-12, 13, 3))
+    red, green, blue = (int(c) for c in level + rng.integers(-12, 13, 3))
     boxes: list[tuple[int, int, int, int]] = []
     writing = _writing(rng, ranges, boxes) if rng.random() < 0.7 else None
     things = []
@@ -92,7 +92,7 @@ def compose(seed: int, style: str | None = None) -> Scene:
         if at is not None:
             x, y = at[0] + rng.uniform(-_LOOSE, _LOOSE), at[1] + rng.uniform(-_LOOSE, _LOOSE)
             things.append(Thing(shape, colour, x, y, size * PATCH, float(rng.uniform(*ranges.contrast))))
-    return Scene(seed, style, ground, tuple(things), writing)  # type: ignore[arg-type]
+    return Scene(seed, style, (red, green, blue), tuple(things), writing)
 
 
 def _pairs(rng: Generator, count: int) -> list[tuple[str, str]]:

@@ -69,7 +69,7 @@ def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     heads = head_file(tmp_path_factory.mktemp("heads") / "tiny.heads.json") if request.param else "off"
     told: list[str] = []
     handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: told.append(record.getMessage())
     ours = {"thriftree": {"kv": {"heads": heads}}}
     flags = {"block_size": 32, "max_num_batched_tokens": 128, "additional_config": ours}
     with pytest.MonkeyPatch.context() as patch:

@@ -84,7 +84,7 @@ def test_pruned_positions_are_the_whole_prompts(
     features, full, counts, stay, offsets = [], [], [], [], []
     for text, height, width, keep in images:
         rows = height * width
-        kept = sorted(random.sample(range(rows), keep))  # type: ignore[attr-defined]
+        kept = sorted(random.sample(range(rows), keep))
         pruned += [1] * text
         whole += [1] * text
         stay += [True] * text

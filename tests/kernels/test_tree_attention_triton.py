@@ -1,39 +1,21 @@
-"""The GPU path in Triton's interpreter, against float64, on the CPU's cache layout and on a row-major one.
-
-Triton decides when it is first imported whether it interprets, so the tests run in a process of their own.
-"""
+"""The GPU path in Triton's interpreter (interpreter.py), against float64, on the CPU's cache layout and another."""
 
 from __future__ import annotations
 
-import importlib
-import os
 import random
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 
+from tests.kernels.interpreter import INTERPRETED, compiles, triton_of
 from thriftree.kernels import problem
 from thriftree.kernels.tree_attention import reference
-
-pytest.importorskip("triton")
-interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@pytest.mark.skipif(interpreted, reason="this is that process")
-def test_in_a_process_of_its_own() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", __file__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
 
 
 @pytest.fixture(scope="module")
 def kernel() -> Any:
-    if not interpreted:
-        pytest.skip("needs TRITON_INTERPRET=1")
-    return importlib.import_module("thriftree.kernels.tree_attention.triton")
+    return triton_of("tree_attention")
 
 
 @pytest.mark.parametrize(
@@ -75,13 +57,9 @@ def test_more_rows_than_a_word(kernel: Any) -> None:
     assert float((out.double() - expected).abs().max()) <= 4e-6
 
 
-@pytest.mark.skipif(interpreted, reason="the interpreter compiles nothing")
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiles_for_a_gpu() -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from thriftree.kernels.tree_attention.triton import _attend, _join
 
     names = {"scale": "fp32", "softcap": "fp32", "ancestors": "*i64", "rows_total": "i32", "words": "i32"}
@@ -91,7 +69,4 @@ def test_compiles_for_a_gpu() -> None:
     flags = {"WINDOW": 128, "SOFTCAP": True, "ALIBI": True, "SINKS": True, "SPLITS": 4}
     sizes = {"KV_HEADS": 3, "GROUP": 3, "HEADS": 9, "DIM": 64, "WIDE": 64, "BLOCK": 16, "M": 32, "N": 64}
     for kernel in (_attend, _join):
-        known = {n: v for n, v in (flags | sizes).items() if n in kernel.arg_names}
-        signature = {n: "constexpr" if n in known else names.get(n, "i32") for n in kernel.arg_names}
-        built = triton.compile(ASTSource(kernel, signature, known), target=GPUTarget("cuda", 90, 32))
-        assert "ptx" in built.asm
+        assert compiles(kernel, names, flags | sizes)
