@@ -4,9 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
+from importlib import import_module
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 _JSON_TYPES: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+class Family:
+    """A family's methods by name. A module is imported when its method is first asked for."""
+
+    def __init__(self, package: str, methods: Mapping[str, tuple[str, ...]]) -> None:
+        """`methods`: name -> module in the package, ..., its configuration's class."""
+        self._package, self._methods = package, methods
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._methods)
+
+    def config(self, name: str) -> Any:
+        """The class of a method's configuration. Raises ValueError for a name that is none."""
+        if name not in self._methods:
+            raise ValueError(f"method: unknown method {name!r}, expected one of {', '.join(self._methods)}")
+        module, *_, config = self._methods[name]
+        return getattr(import_module(f"{self._package}.{module}"), config)
+
+    def configure(self, name: str, options: Mapping[str, Any] | None = None) -> Any:
+        """The configuration with `options` checked against its schema.
+
+        Raises:
+            ValueError: the message starts with the field's name.
+        """
+        return built(name, self.config(name), options)
 
 
 def parameters(config: Any) -> dict[str, Any]:

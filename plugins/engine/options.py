@@ -9,6 +9,23 @@ from typing import Any, Literal
 DEFAULT_METHOD = "auto"
 
 
+def given(additional_config: Mapping[str, Any], part: str, options: type) -> dict[str, Any] | None:
+    """A part of our own in vLLM's additional config, for the dataclass `options`; None: it is not there.
+
+    Raises:
+        ValueError: no object, or a setting that there is not, by its name.
+    """
+    found = dict(additional_config.get("thriftree") or {}).get(part)
+    if found is None:
+        return None
+    if not isinstance(found, Mapping):
+        raise ValueError(f"additional-config thriftree.{part} must be an object")
+    unknown = sorted(set(found) - {field.name for field in fields(options)})
+    if unknown:
+        raise ValueError(f"additional-config thriftree.{part} has no setting {', '.join(unknown)}")
+    return dict(found)
+
+
 @dataclass(frozen=True)
 class SpeculationOptions:
     """Defaults and caps of a server's speculation."""
@@ -33,11 +50,7 @@ class SpeculationOptions:
         Raises:
             ValueError: an unknown or out-of-range setting, by its name.
         """
-        given = dict(dict(additional_config.get("thriftree") or {}).get("speculation") or {})
-        unknown = sorted(set(given) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"additional-config thriftree.speculation has no setting {', '.join(unknown)}")
-        options = cls(**given)
+        options = cls(**(given(additional_config, "speculation", cls) or {}))
         if not 1 <= options.max_nodes <= 1024:
             raise ValueError(f"thriftree.speculation.max_nodes must be 1..1024, not {options.max_nodes}")
         if options.memory_mib < 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from thriftree.plugins import schema
@@ -36,6 +35,8 @@ _METHODS: dict[str, tuple[str, str]] = {
     "random": ("random", "Random"),
     "stride": ("stride", "Stride"),
 }
+_FAMILY = schema.Family("thriftree.plugins.kv_cache", _METHODS)
+names = _FAMILY.names
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +58,8 @@ class Description:
     default: bool = False
 
 
-def names() -> tuple[str, ...]:
-    return tuple(_METHODS)
-
-
-def _type(name: str) -> type[Method]:
-    if name not in _METHODS:
-        raise ValueError(f"method: unknown method {name!r}, expected one of {', '.join(_METHODS)}")
-    module, method = _METHODS[name]
-    found: type[Method] = getattr(import_module(f"thriftree.plugins.kv_cache.{module}"), method)
-    return found
-
-
 def describe(name: str) -> Description:
-    method = _type(name)
+    method = _FAMILY.config(name)
     return Description(
         name=name,
         paper=method.paper,
@@ -92,5 +81,5 @@ def configure(name: str, options: Mapping[str, Any] | None = None) -> Method:
     Raises:
         ValueError: the message starts with the field's name.
     """
-    made: Method = schema.built(name, _type(name), options)
+    made: Method = _FAMILY.configure(name, options)
     return made

@@ -20,6 +20,8 @@ _METHODS: dict[str, tuple[str, str, str]] = {
     "trie_lookahead": ("trie_lookahead", "TrieLookahead", "TrieLookaheadConfig"),
     "suffix": ("suffix", "Suffix", "SuffixConfig"),
 }
+_FAMILY = schema.Family("thriftree.plugins.speculative", _METHODS)
+names, configure = _FAMILY.names, _FAMILY.configure
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +37,8 @@ class Method:
     default: bool = False
 
 
-def names() -> tuple[str, ...]:
-    return tuple(_METHODS)
-
-
-def _config_type(name: str) -> type:
-    if name not in _METHODS:
-        raise ValueError(f"method: unknown method {name!r}, expected one of {', '.join(_METHODS)}")
-    module, _, config = _METHODS[name]
-    found: type = getattr(import_module(f"thriftree.plugins.speculative.{module}"), config)
-    return found
-
-
 def describe(name: str) -> Method:
-    config: Any = _config_type(name)
+    config = _FAMILY.config(name)
     return Method(
         name=name,
         paper=config.paper,
@@ -56,15 +46,6 @@ def describe(name: str) -> Method:
         parameters=schema.parameters(config),
         default=name == DEFAULT_METHOD,
     )
-
-
-def configure(name: str, options: Mapping[str, Any] | None = None) -> Any:
-    """The method's configuration with `options` checked against its schema.
-
-    Raises:
-        ValueError: the message starts with the field's name.
-    """
-    return schema.built(name, _config_type(name), options)
 
 
 def build(name: str, memory: Memory, options: Mapping[str, Any] | None = None) -> Drafter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,14 @@ from .engines import Answer, Engine, engine
 from .scenarios import SCENARIOS, follow_up
 
 Answers = dict[str, list[Answer | None]]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever stands here needs vLLM: none of it runs in the first half of `make test`, all of it in the second."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.engine)
 
 
 def play(running: Engine) -> Answers:

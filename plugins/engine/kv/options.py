@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from thriftree.plugins.engine.options import given
 from thriftree.plugins.kv_cache import registry
 from thriftree.plugins.kv_cache.base import Method
 from thriftree.plugins.kv_cache.request import NOT_HERE, Terms
@@ -40,15 +41,10 @@ class KVOptions:
         Raises:
             ValueError: an unknown or out-of-range setting, by its name.
         """
-        given = dict(additional_config.get("thriftree") or {}).get("kv")
-        if given is None:
+        mine = given(additional_config, "kv", cls)
+        if mine is None:
             return cls(compression="off")
-        if not isinstance(given, Mapping):
-            raise ValueError("additional-config thriftree.kv must be an object")
-        unknown = sorted(set(given) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"additional-config thriftree.kv has no setting {', '.join(unknown)}")
-        options = cls(**given)
+        options = cls(**mine)
         for name, why in options._mistakes():
             raise ValueError(f"thriftree.kv.{name} {why}, not {getattr(options, name)!r}")
         return options

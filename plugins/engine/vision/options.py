@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from thriftree.plugins.engine.options import given
 from thriftree.plugins.vision import registry
 from thriftree.plugins.vision.request import Terms
 
@@ -32,15 +33,10 @@ class VisionOptions:
         Raises:
             ValueError: an unknown or out-of-range setting, by its name.
         """
-        given = dict(additional_config.get("thriftree") or {}).get("vision")
-        if given is None:
+        mine = given(additional_config, "vision", cls)
+        if mine is None:
             return cls(pruning="off")
-        if not isinstance(given, Mapping):
-            raise ValueError("additional-config thriftree.vision must be an object")
-        unknown = sorted(set(given) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"additional-config thriftree.vision has no setting {', '.join(unknown)}")
-        options = cls(**given)
+        options = cls(**mine)
         for name, why in options._mistakes():
             raise ValueError(f"thriftree.vision.{name} {why}, not {getattr(options, name)!r}")
         return options

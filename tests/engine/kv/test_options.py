@@ -162,5 +162,6 @@ def test_off_means_off_and_the_operators_own_words_are_checked() -> None:
     ],
 )
 def test_what_a_profile_starts(settings: dict[str, Any], speculates: bool, compresses: bool) -> None:
-    speculation, kv = _wanted(Settings(**settings))
+    speculation, kv, vision = _wanted(Settings(**settings))
     assert (speculation is not None, kv is not None) == (speculates, compresses)
+    assert (vision is not None) == (settings.get("thrift") != "off")
