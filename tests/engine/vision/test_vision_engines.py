@@ -81,8 +81,8 @@ def test_the_gateways_client_carries_the_contract() -> None:
     path = str(tiny_vision.ensure("llava"))
     arguments = AsyncEngineArgs(path, dtype="float32", enforce_eager=True, **flags(additional_config=OPTIONS))
 
-    async def ask(client: ThriftAsyncLLM, name: str, vision: Any) -> tuple[int, RequestContract]:
-        contract = RequestContract({"vision": vision})
+    async def ask(client: ThriftAsyncLLM, name: str, vision: Any, most: int = 288) -> tuple[int, RequestContract]:
+        contract = RequestContract({"vision": vision}, max_visual_tokens=most)
         CURRENT.set(contract)
         scene = SCENES["two"]
         prompt: Any = {
@@ -100,7 +100,9 @@ def test_the_gateways_client_carries_the_contract() -> None:
         try:
             wishes: list[Any] = ["off", QUARTER, {"method": "divprune", "keep_tokens": 10}, QUARTER]
             tasks = [asyncio.create_task(ask(client, f"r{i}", vision)) for i, vision in enumerate(wishes)]
-            return [*await asyncio.gather(*tasks), await ask(client, "again", QUARTER)]
+            with pytest.raises(VLLMValidationError, match=r"thrift\.vision: 72 visual tokens are above .* cap of 71"):
+                await ask(client, "over", QUARTER, 71)
+            return [*await asyncio.gather(*tasks), await ask(client, "again", QUARTER, 72)]
         finally:
             client.shutdown()
 
