@@ -16,14 +16,17 @@ def answers(folder: Path, items: Sequence[Item]) -> list[str]:
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(device)
     processor = AutoProcessor.from_pretrained(folder)
     processor.tokenizer.padding_side = "left"
     said: list[str] = []
     for start in range(0, len(items), _BATCH):
         some = items[start : start + _BATCH]
         texts = [processor.apply_chat_template(_talk(item), add_generation_prompt=True) for item in some]
-        inputs = processor(images=[item.image for item in some], text=texts, padding=True, return_tensors="pt")
+        inputs = processor(images=[item.image for item in some], text=texts, padding=True, return_tensors="pt").to(
+            device
+        )
         ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
         said += processor.batch_decode(ids, skip_special_tokens=True)
     return said

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ _NOTHING = -100  # no loss here
 
 @dataclass(frozen=True)
 class Lesson:
-    """A drawn scene with its labels. `patches`: [GRID * GRID] per label."""
+    """A drawn scene with its labels. `patches`: [GRID * GRID, ...] per label."""
 
     scene: Scene
     pixels: np.ndarray  # [SIDE, SIDE, 3] bytes
@@ -41,9 +42,9 @@ def lesson(seed: int) -> Lesson:
     middle = np.zeros(GRID * GRID, np.float32)
     middle[[row * GRID + column for column, row in draw.middles(scene)]] = 1
     patches = {
-        "what": np.array(what)[owner],
-        "colour": np.array(colour)[owner],
-        "order": np.array(order)[owner],
+        "what": np.array(what, np.int16)[owner],
+        "colour": np.array(colour, np.int16)[owner],
+        "order": np.array(order, np.int16)[owner],
         "middle": middle,
         "where": (np.array(spots, np.float32) / SIDE - 0.5)[owner] * 2,
     }
@@ -59,25 +60,31 @@ def _names(scene: Scene, text: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    """Several questions behind each picture, in one row; `rows`: which visual tokens the row holds, [B, n].
+    """Several questions behind each picture, in one row; arrays, or tensors.
 
-    `block`: -1 the shared beginning, 0.. the questions, -2 padding. `ids`, `position`, `block`, `label`: [B, T].
+    `ids`, `position`, `block`, `label`: [B, T]; a block is -1 for the shared beginning, 0.. for the questions, -2 for
+    padding. `rows`: which visual tokens the row holds, [B, n].
     """
 
-    ids: np.ndarray
-    position: np.ndarray
-    block: np.ndarray
-    label: np.ndarray
-    rows: np.ndarray
-    chained: np.ndarray  # [B]: a conversation, each question sees those before it
+    ids: Any
+    position: Any
+    block: Any
+    label: Any
+    rows: Any
+    chained: Any  # [B]: a conversation, each question sees those before it
+
+    def on(self, device: str) -> Batch:
+        """The same, as tensors there."""
+        import torch
+
+        return Batch(*(torch.as_tensor(getattr(self, part.name), device=device) for part in fields(self)))
 
 
-def visible(lessons: list[Lesson], share: float, rng: Generator) -> np.ndarray:
-    """Visual tokens of a batch, [B, n], ascending: all that show something, and `share` of the rest at random.
+def visible(shown: np.ndarray, share: float, rng: Generator) -> np.ndarray:
+    """Visual tokens of a batch, [B, n], ascending: all that are `shown` [B, N], and `share` of the rest at random.
 
     So the decoder learns to read any subset that still holds the answer, and does not lean on the places in the row.
     """
-    shown = np.stack([one.patches["what"] > 0 for one in lessons])
     most = int(shown.sum(1).max())
     count = most + round(share * (shown.shape[1] - most))
     order = np.argsort(rng.random(shown.shape) - shown, axis=1)[:, :count]
@@ -97,13 +104,14 @@ class Writer:
             self._known[text] = self._encode(text).ids
         return self._known[text]
 
-    def batch(self, lessons: list[Lesson], each: int, rng: Generator, share: float, chained: float = 0.25) -> Batch:
-        rows = visible(lessons, share, rng)
-        talks = rng.random(len(lessons)) < chained
-        written = [
-            self._row(one.scene, each, rng, rows.shape[1], bool(t)) for one, t in zip(lessons, talks, strict=True)
-        ]
-        length = max(len(row[0]) for row in written)
+    def batch(
+        self, scenes: Sequence[Scene], shown: np.ndarray, each: int, rng: Generator, share: float, chained: float = 0.25
+    ) -> Batch:
+        """`each` questions about each of `scenes`, of which patches [B, N] are `shown`."""
+        rows = visible(shown, share, rng)
+        talks = rng.random(len(scenes)) < chained
+        written = [self._row(one, each, rng, rows.shape[1], bool(t)) for one, t in zip(scenes, talks, strict=True)]
+        length = -(-max(len(row[0]) for row in written) // 8) * 8  # attention kernels of GPUs want it so
         fill = (words.PAD, 0, -2, _NOTHING)
         ids, place, block, label = (
             np.array([row[part] + [fill[part]] * (length - len(row[part])) for row in written]) for part in range(4)

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from thriftree.zoo.shapes_vl.lessons import Batch, Lesson, Writer
+from thriftree.zoo.shapes_vl.lessons import Batch, Writer
+from thriftree.zoo.shapes_vl.pool import Labels
 from thriftree.zoo.shapes_vl.scenes import CHARACTERS, COLOURS, SHAPES
 
 
-def seeing_loss(heads: Any, features: Any, batch: list[Lesson]) -> Any:
+def seeing_loss(heads: Any, features: Any, batch: Labels) -> Any:
     """What, colour, order, middle and place for every patch; the scene's names for CLS."""
     import torch
     from torch.nn import functional as F
 
-    label = {name: torch.from_numpy(np.stack([one.patches[name] for one in batch])) for name in batch[0].patches}
-    names = torch.from_numpy(np.stack([one.names for one in batch]))
+    label = batch.patches
     whole, patches = features[:, 0], features[:, 1:]
     shown = label["what"] > 0
     weight = torch.where(shown, 1.0, 0.3)
 
     def classes(name: str) -> Any:
-        loss = F.cross_entropy(heads[name](patches).transpose(1, 2), label[name], reduction="none")
+        loss = F.cross_entropy(heads[name](patches).transpose(1, 2), label[name].long(), reduction="none")
         return (loss * weight).sum() / shown.sum()
 
     middle = F.binary_cross_entropy_with_logits(heads["middle"](patches)[..., 0], label["middle"], reduction="none")
-    where = F.smooth_l1_loss(heads["where"](patches)[shown], label["where"][shown], beta=0.1)
-    said = F.binary_cross_entropy_with_logits(heads["names"](whole), names)
+    places = F.smooth_l1_loss(heads["where"](patches), label["where"], beta=0.1, reduction="none").mean(-1)
+    where = (places * shown).sum() / shown.sum()
+    said = F.binary_cross_entropy_with_logits(heads["names"](whole), batch.names)
     total: Any = classes("what") + classes("colour") + 0.5 * classes("order")
     return total + (middle * weight).sum() / shown.sum() + 2 * where + 10 * said
 
 
 def answering_loss(model: Any, features: Any, batch: Batch) -> Any:
-    """Cross entropy of the answers' tokens."""
+    """Cross entropy of the answers' tokens. `batch`: tensors."""
     from torch.nn import functional as F
 
     logits, label = answer_logits(model, features, batch)
@@ -44,7 +43,7 @@ def answer_logits(model: Any, features: Any, batch: Batch) -> tuple[Any, Any]:
     """Logits [n, vocabulary] where answers are given, and the right tokens [n]."""
     import torch
 
-    rows, ids = torch.from_numpy(batch.rows), torch.from_numpy(batch.ids)
+    rows, ids = batch.rows, batch.ids
     seen = model.model.multi_modal_projector(
         torch.gather(features[:, 1:], 1, rows[..., None].expand(-1, -1, features.shape[-1]))
     )
@@ -53,11 +52,11 @@ def answer_logits(model: Any, features: Any, batch: Batch) -> tuple[Any, Any]:
     embedded = torch.cat([embedded[:, :start], seen, embedded[:, start + rows.shape[1] :]], 1)
     hidden = model.model.language_model(
         inputs_embeds=embedded,
-        position_ids=torch.from_numpy(batch.position),
-        attention_mask=_mask(torch.from_numpy(batch.block), torch.from_numpy(batch.chained)),
+        position_ids=batch.position,
+        attention_mask=_mask(batch.block, batch.chained),
         use_cache=False,
     ).last_hidden_state
-    label = torch.from_numpy(batch.label)[:, 1:]
+    label = batch.label[:, 1:]
     given = label >= 0
     return model.lm_head(hidden[:, :-1][given]), label[given]
 
@@ -68,9 +67,9 @@ def _mask(block: Any, chained: Any) -> Any:
 
     length = block.shape[1]
     mine, theirs = block[:, :, None], block[:, None, :]
-    past = torch.ones(length, length, dtype=torch.bool).tril()
+    past = torch.ones(length, length, dtype=torch.bool, device=block.device).tril()
     allowed = (theirs == -1) | (theirs == mine) | (chained[:, None, None] & (theirs >= 0))
-    return ((past & allowed & (theirs != -2)) | torch.eye(length, dtype=torch.bool))[:, None]
+    return ((past & allowed & (theirs != -2)) | torch.eye(length, dtype=torch.bool, device=block.device))[:, None]
 
 
 class Naming:
@@ -81,14 +80,12 @@ class Naming:
         said = [*COLOURS, *SHAPES, *CHARACTERS]
         self._asked, self._said = ([writer.ids(word)[0] for word in each] for each in (asked, said))
 
-    def loss(self, model: Any, features: Any, batch: list[Lesson]) -> Any:
+    def loss(self, model: Any, features: Any, batch: Labels) -> Any:
         """Cross entropy among colours, among shapes and among characters. `features`: the tower's, detached."""
-        import torch
         from torch.nn import functional as F
 
         seen = model.model.multi_modal_projector(features[:, 1:])
-        what = torch.from_numpy(np.stack([one.patches["what"] for one in batch]))
-        colour = torch.from_numpy(np.stack([one.patches["colour"] for one in batch]))
+        what, colour = batch.patches["what"].long(), batch.patches["colour"].long()
         things, letters = (what > 0) & (what <= len(SHAPES)), what > len(SHAPES)
         asked = model.model.language_model.embed_tokens.weight[self._asked]
         said = model.lm_head.weight[self._said]

@@ -8,8 +8,8 @@ from thriftree.zoo.shapes_vl import words
 from thriftree.zoo.shapes_vl.scenes import CHARACTERS, COLOURS, GRID, PATCH, SHAPES, SIDE
 
 TOKENS = GRID * GRID
-_VISION = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3}
-_TEXT = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
+_VISION = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
+_TEXT = {"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6}
 WHAT = 1 + len(SHAPES) + len(CHARACTERS)  # what a patch shows: ground, a shape, a character
 NAMES = len(COLOURS) * len(SHAPES) + len(CHARACTERS)  # what the whole scene holds
 
@@ -20,7 +20,7 @@ def build(vocabulary: int, seed: int = 0) -> Any:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     torch.manual_seed(seed)
-    vision = CLIPVisionConfig(image_size=SIDE, patch_size=PATCH, projection_dim=96, hidden_act="quick_gelu", **_VISION)
+    vision = CLIPVisionConfig(image_size=SIDE, patch_size=PATCH, projection_dim=128, hidden_act="quick_gelu", **_VISION)
     text = LlamaConfig(
         vocab_size=vocabulary,
         num_key_value_heads=_TEXT["num_attention_heads"],

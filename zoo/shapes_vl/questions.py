@@ -93,8 +93,8 @@ def _place(scene: Scene, rng: Generator) -> list[tuple[str, str]]:
 
 def _relation(scene: Scene, rng: Generator) -> list[tuple[str, str]]:
     found = []
-    for one, other in permutations(scene.things, 2):
-        this, that = _refer(one, scene, rng), _refer(other, scene, rng)
+    named = [(thing, _refer(thing, scene, rng)) for thing in scene.things]
+    for (one, this), (other, that) in permutations(named, 2):
         if abs(one.x - other.x) >= _APART:
             side = "left" if one.x < other.x else "right"
             found.append((f"Is the {this} left or right of the {that}?", side))

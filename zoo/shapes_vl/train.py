@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.random import default_rng
-
 from thriftree.zoo.cache import Say, ZooError, say
-from thriftree.zoo.shapes_vl import lessons, net, words
-from thriftree.zoo.shapes_vl.lessons import Batch, Lesson, Writer
+from thriftree.zoo.shapes_vl import net, pool, words
+from thriftree.zoo.shapes_vl.lessons import Batch, Writer
 from thriftree.zoo.shapes_vl.losses import Naming, answering_loss, seeing_loss
+from thriftree.zoo.shapes_vl.pool import Labels, Pool
+from thriftree.zoo.shapes_vl.timetable import Timetable
 
 _SAVE_SECONDS = 45.0
 _REPORT = 50
@@ -26,12 +27,12 @@ class Recipe:
     """Everything that the weights depend on, but the machine's rounding."""
 
     seed: int = 1
-    scenes: int = 8_000
-    see_steps: int = 700
-    see_batch: int = 32
+    scenes: int = 120_000
+    see_steps: int = 2_000
+    see_batch: int = 256
     see_rate: float = 2e-3
-    answer_steps: int = 1_500
-    answer_batch: int = 16
+    answer_steps: int = 6_000
+    answer_batch: int = 256
     answer_rate: float = 1.2e-3
     see_on: float = 0.5  # share of the tower's rate while the decoder learns
     naming: float = 0.2  # weight of that loss
@@ -41,18 +42,22 @@ class Recipe:
 class Course:
     """The training as a sequence of steps; `state` is all of it between two steps."""
 
-    def __init__(self, recipe: Recipe, notebook: Path, progress: Say = say) -> None:
+    def __init__(self, recipe: Recipe, notebook: Path, progress: Say = say, device: str = "") -> None:
+        import torch
+
         from thriftree.zoo.shapes_vl.optim import optimizers
 
         self.recipe, self.notebook, self.progress = recipe, notebook, progress
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_float32_matmul_precision("high" if self.device == "cuda" else "highest")
         self.tokenizer = words.tokenizer()
         self.writer = Writer(self.tokenizer)
         self.naming = Naming(self.writer)
-        self.model = net.build(len(self.tokenizer), recipe.seed)
-        self.heads = net.heads()
+        self.model = net.build(len(self.tokenizer), recipe.seed).to(self.device)
+        self.heads = net.heads().to(self.device)
         self.tower = self.model.model.vision_tower
         self.step, self.losses = 0, [math.nan, math.nan]
-        self._pool: dict[int, Lesson] = {}
+        self._lessons: Iterator[tuple[Any, Batch | None]] | None = None
         language = [self.model.model.multi_modal_projector, self.model.model.language_model, self.model.lm_head]
         self._optimizers = [
             optimizers([self.tower, self.heads], recipe.see_rate),
@@ -94,46 +99,53 @@ class Course:
         losses = " and ".join(f"{loss:.3f}" for loss in self.losses if not math.isnan(loss))
         self.progress(f"shapes-vl: step {self.step} of {self.steps} (then {self.part}, loss {losses}, {seconds:.0f} s)")
 
-    def _lessons(self, count: int, rng: Any) -> list[Lesson]:
-        seeds = rng.integers(self.recipe.scenes, size=count)
-        for seed in map(int, seeds):
-            if seed not in self._pool:
-                self._pool[seed] = lessons.lesson(seed)
-        return [self._pool[int(seed)] for seed in seeds]
-
     def _rate(self, part: int, done: float, share: float = 1.0) -> None:
         """Warm-up, then a cosine."""
         factor = share * min(1.0, done * 20) * (0.51 + 0.49 * math.cos(math.pi * done))
         for group in (group for one in self._optimizers[part] for group in one.param_groups):
             group["lr"] = group["top"] * factor
 
+    @cached_property
+    def _pool(self) -> Pool:
+        return pool.draw(self.recipe.scenes, self.device)
+
+    def _next(self) -> tuple[Labels, Any, Batch | None]:
+        """Labels and pixels [B, 3, SIDE, SIDE] of the next step's pictures, and the questions behind them."""
+        import torch
+
+        if self._lessons is None:
+            table = Timetable(self.recipe, self._pool, self.writer)
+            self._lessons = table.from_step(self.step, beside=self.device != "cpu")
+        rows, written = next(self._lessons)
+        batch = self._pool.labels.pick(torch.from_numpy(rows).to(self.device))
+        return batch, self._pixels(batch.pixels), written and written.on(self.device)
+
+    def _pixels(self, drawn: Any) -> Any:
+        """In [-1, 1] as the image processor makes them, with a little more light or noise."""
+        import torch
+
+        chance = torch.Generator(self.device).manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        pixels = drawn.permute(0, 3, 1, 2).float() / 127.5 - 1
+        light = torch.randn(len(pixels), 3, 1, 1, generator=chance, device=self.device)
+        noise = torch.randn(pixels.shape, generator=chance, device=self.device)
+        return (pixels + 0.03 * (light + noise)).clamp(-1, 1)
+
     def _see(self) -> None:
-        rng = default_rng((self.recipe.seed, self.step))
-        batch = self._lessons(self.recipe.see_batch, rng)
+        batch, pixels, _ = self._next()
         self._rate(0, (self.step + 1) / self.recipe.see_steps)
-        features = self.tower(_pixels(batch, rng)).last_hidden_state
-        self._learn(0, seeing_loss(self.heads, features, batch))
+        self._learn(0, seeing_loss(self.heads, self.tower(pixels).last_hidden_state, batch))
 
     def _answer(self) -> None:
         """The answers never teach the tower: it would spread what it sees over all patches, and any could be spared."""
-        rng = default_rng((self.recipe.seed, self.step))
-        batch = self._lessons(self.recipe.answer_batch, rng)
-        written = self._written(batch, rng)
+        batch, pixels, written = self._next()
+        assert written is not None
         done = (self.step + 1 - self.recipe.see_steps) / self.recipe.answer_steps
         self._rate(0, done, self.recipe.see_on)
         self._rate(1, done)
-        features = self.tower(_pixels(batch, rng)).last_hidden_state
+        features = self.tower(pixels).last_hidden_state
         self._learn(0, seeing_loss(self.heads, features, batch))
-        self._learn(1, self._answers_loss(features.detach(), batch, written))
-
-    def _answers_loss(self, features: Any, batch: list[Lesson], written: Batch) -> Any:
-        named = self.naming.loss(self.model, features, batch)
-        return answering_loss(self.model, features, written) + self.recipe.naming * named
-
-    def _written(self, batch: list[Lesson], rng: Any) -> Batch:
-        """A quarter of the batches keep all of the ground, the others little of it more often than much."""
-        share = 1.0 if rng.random() < 0.25 else float(rng.random() ** 2)
-        return self.writer.batch(batch, self.recipe.each, rng, share)
+        named = self.naming.loss(self.model, features.detach(), batch)
+        self._learn(1, answering_loss(self.model, features.detach(), written) + self.recipe.naming * named)
 
     def _learn(self, part: int, loss: Any) -> None:
         import torch
@@ -169,7 +181,7 @@ class Course:
         if not self.notebook.exists():
             return
         try:
-            state = torch.load(self.notebook, weights_only=True)
+            state = torch.load(self.notebook, map_location=self.device, weights_only=True)
         except Exception as error:
             raise ZooError(f"{self.notebook} is damaged ({error}): delete it to begin again") from None
         if state["recipe"] != asdict(self.recipe):
@@ -178,13 +190,3 @@ class Course:
             part.load_state_dict(state[name])
         self.step, self.losses = state["step"], state["losses"]
         self.progress(f"shapes-vl: goes on at step {self.step} of {self.steps}")
-
-
-def _pixels(batch: list[Lesson], rng: Any) -> Any:
-    """[B, 3, SIDE, SIDE] in [-1, 1] as the image processor makes them, with a little more light or noise."""
-    import torch
-
-    pixels = torch.from_numpy(np.stack([one.pixels for one in batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    light = torch.from_numpy(rng.normal(0, 0.03, (len(batch), 3, 1, 1)).astype(np.float32))
-    noise = torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32) * 0.03)
-    return (pixels + light + noise).clamp(-1, 1)

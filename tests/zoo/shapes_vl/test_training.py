@@ -10,7 +10,7 @@ import pytest
 
 from thriftree.zoo import cache
 from thriftree.zoo.cpu_wheels import repair
-from thriftree.zoo.shapes_vl import lessons, make, save, words
+from thriftree.zoo.shapes_vl import lessons, make, pool, save, words
 from thriftree.zoo.shapes_vl.losses import answer_logits
 from thriftree.zoo.shapes_vl.scenes import CHARACTERS, COLOURS, SHAPES
 from thriftree.zoo.shapes_vl.train import Course, Recipe
@@ -86,11 +86,11 @@ def test_a_question_sees_its_picture_and_itself_only() -> None:
 
     course = Course(SMALL, Path("never written"), quiet)
     writer = lessons.Writer(course.tokenizer)
-    scenes = [lessons.lesson(seed) for seed in range(2)]
-    batch = writer.batch(scenes, 3, np.random.default_rng(0), 0.3, chained=0.0)
-    features = torch.randn(2, 145, 96)
+    drawn = pool.draw(2)
+    batch = writer.batch(drawn.scenes, drawn.shown, 3, np.random.default_rng(0), 0.3, chained=0.0)
+    features = torch.randn(2, 145, 128)
     with torch.no_grad():
-        together, label = answer_logits(course.model, features, batch)
+        together, label = answer_logits(course.model, features, batch.on("cpu"))
         start = int((batch.block[0] == -1).sum())
         where = 0
         for row in range(2):
@@ -105,7 +105,7 @@ def test_a_question_sees_its_picture_and_itself_only() -> None:
                     chained=batch.chained[row : row + 1],
                 )
                 assert (alone.position[0] == np.arange(alone.position.shape[1])).all()
-                logits, expected = answer_logits(course.model, features[row : row + 1], alone)
+                logits, expected = answer_logits(course.model, features[row : row + 1], alone.on("cpu"))
                 count = len(expected)
                 assert (label[where : where + count] == expected).all()
                 assert (together[where : where + count] - logits).abs().max() < 1e-5
@@ -114,20 +114,20 @@ def test_a_question_sees_its_picture_and_itself_only() -> None:
 
 
 def test_dropped_rows_are_ground_only() -> None:
-    scenes = [lessons.lesson(seed) for seed in range(6)]
+    shown = pool.draw(6).shown
     for share in (0.0, 0.4, 1.0):
-        rows = lessons.visible(scenes, share, np.random.default_rng(1))
-        for row, one in zip(rows, scenes, strict=True):
+        rows = lessons.visible(shown, share, np.random.default_rng(1))
+        for row, one in zip(rows, shown, strict=True):
             assert (np.diff(row) > 0).all()
-            assert set(np.flatnonzero(one.patches["what"])) <= set(row)
+            assert set(np.flatnonzero(one)) <= set(row)
     assert rows.shape[1] == 144
 
 
 def test_the_template_and_the_lessons_agree() -> None:
     tokenizer = words.tokenizer()
     writer = lessons.Writer(tokenizer)
-    scene = lessons.lesson(3)
-    batch = writer.batch([scene], 2, np.random.default_rng(0), 1.0, chained=1.0)
+    drawn = pool.draw(4)
+    batch = writer.batch(drawn.scenes[3:], drawn.shown[3:], 2, np.random.default_rng(0), 1.0, chained=1.0)
     texts = [tokenizer.decode([t for t in batch.ids[0][batch.block[0] == n] if t > 262 or t < 256]) for n in (0, 1)]
     ids = [list(batch.ids[0][batch.block[0] == n]) for n in (0, 1)]
     questions = [text.split("?")[0] + "?" for text in texts]
@@ -161,16 +161,17 @@ def test_tokens_are_pulled_towards_the_words_for_what_they_show() -> None:
     import torch
 
     course = Course(SMALL, Path("never written"), quiet)
-    some = [lessons.lesson(seed) for seed in range(4)]
-    features = torch.randn(4, 145, 96)
+    some = pool.draw(4).labels
+    features = torch.randn(4, 145, 128)
     guessing = 2 * (np.log(len(COLOURS)) + np.log(len(SHAPES))) + np.log(len(CHARACTERS))
     with torch.no_grad():
         assert abs(float(course.naming.loss(course.model, features, some)) - guessing) < 0.1
-    shown = torch.zeros(4, 145, 128)
+    shown = torch.zeros(4, 145, 192)
     embedded, said = course.model.model.language_model.embed_tokens.weight, course.model.lm_head.weight
     with torch.no_grad():
-        for row, one in enumerate(some):
-            for patch, (what, colour) in enumerate(zip(one.patches["what"], one.patches["colour"], strict=True)):
+        for row in range(4):
+            labels = zip(some.patches["what"][row].tolist(), some.patches["colour"][row].tolist(), strict=True)
+            for patch, (what, colour) in enumerate(labels):
                 names = [word for word, has in ((COLOURS_OF[colour], colour), (WHAT[what], what)) if has]
                 for word in names:
                     for table, text in ((embedded, f" {word}"), (said, word)):
