@@ -91,6 +91,7 @@ def make(
     seed: int = 0,
     fused: bool = True,
     isa: str = "vec",
+    device: str = "cpu",
 ) -> Problem:
     """A step of ``len(ctx)`` requests. `fused`: query, key and value are views of one tensor, as in vLLM."""
     generator = torch.Generator().manual_seed(seed)
@@ -110,12 +111,13 @@ def make(
         for side, keys in ((key_cache, True), (value_cache, False)):
             tokens = torch.randn(ctx[request], kv_heads, dim, generator=generator).to(dtype)
             layout.write(side, slots, tokens, keys, isa)
-    qkv = torch.randn(rows, heads + 2 * kv_heads, dim, generator=generator).to(dtype)
+    key_cache, value_cache = cache.to(device).view(total, kv_heads, 2 * block, dim).chunk(2, dim=2)
+    qkv = torch.randn(rows, heads + 2 * kv_heads, dim, generator=generator).to(device, dtype)
     query, key, value = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
     if not fused:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     ancestors, depth = bits(parents)
     starts = torch.tensor([0, *map(len, parents)]).cumsum(0).int()
     ctx_lens = torch.tensor(ctx, dtype=torch.int32)
-    step = (table, starts, ctx_lens, ancestors, depth)
+    step = [part.to(device) for part in (table, starts, ctx_lens, ancestors, depth)]
     return Problem(query, key, value, key_cache, value_cache, *step, scale=dim**-0.5)

@@ -38,7 +38,7 @@ class Problem:
         for count in counts:
             some = torch.randperm(heads.shape[1], generator=generator)[: 2 * count]
             head, row = heads[0, some], heads[1, some]
-            most.append(self.table.long()[head, row // block] * block + row % block)
+            most.append(self.table.cpu().long()[head, row // block] * block + row % block)
         sources = torch.cat([m[: len(m) // 2] for m in most])
         destinations = torch.cat([m[len(m) // 2 :] for m in most])
         return sources, destinations, torch.tensor([0, *counts]).cumsum(0)

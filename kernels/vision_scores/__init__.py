@@ -119,7 +119,7 @@ def _same(values: Tensor) -> Tensor:
 def _spread(lengths: list[int], device: torch.device) -> Tensor:
     """``[T]``: of each row, the length of its sequence."""
     each = torch.tensor(lengths, dtype=torch.int64)
-    return each.repeat_interleave(each).to(device)
+    return each.repeat_interleave(each).to(device, non_blocking=True)
 
 
 def _central(received: Tensor, starts: Sequence[int], cls: bool, threshold: float) -> tuple[Tensor, Tensor]:

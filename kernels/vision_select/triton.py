@@ -64,7 +64,10 @@ def _dpp(
 def max_min(unit: Tensor, k: int, first: int | None) -> Tensor:
     """See `thriftree.kernels.vision_select.max_min`; `k` at least 1."""
     between = reference.cosines(unit)
-    start = reference.isolated(between) if first is None else torch.tensor(first, device=unit.device)
+    if first is None:
+        start = reference.isolated(between)
+    else:  # filled on the device: a copy from the host would wait for it
+        start = torch.full((), first, dtype=torch.int64, device=unit.device)
     picks = torch.empty(k, dtype=torch.int64, device=unit.device)
     _max_min[(1,)](between, start, picks, len(unit), k, **_sizes(len(unit)))
     return picks

@@ -1,4 +1,4 @@
-"""The GPU path in Triton's interpreter (interpreter.py), against float64, on the CPU's cache layout and another."""
+"""The GPU path in Triton's interpreter or on a GPU (interpreter.py), against float64, on two cache layouts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kernels.interpreter import INTERPRETED, compiles, triton_of
+from tests.kernels.interpreter import DEVICE, INTERPRETED, LOOSE, compiles, there, triton_of
 from thriftree.kernels import problem
 from thriftree.kernels.tree_attention import reference
 
@@ -16,6 +16,16 @@ from thriftree.kernels.tree_attention import reference
 @pytest.fixture(scope="module")
 def kernel() -> Any:
     return triton_of("tree_attention")
+
+
+def worst(kernel: Any, p: problem.Problem, *, row_major: bool = False, **options: Any) -> float:
+    """The largest difference to attention in float64."""
+    expected = torch.full(p.query.shape, problem.NAN, dtype=torch.float64, device=DEVICE)
+    reference.tree_attention(*p.layer, *p.step, p.scale, out=expected, accumulate=torch.float64, **options)
+    keys = kernel.columns(p.key_cache)
+    keys, out = keys.contiguous() if row_major else keys, p.output()
+    kernel.TritonPlan(*p.step).run(p.query, p.key, p.value, keys, p.value_cache, out, p.scale, **options)
+    return float((out.double() - expected).abs().max())
 
 
 @pytest.mark.parametrize(
@@ -26,35 +36,18 @@ def kernel() -> Any:
         (False, {"softcap": 5.0, "sinks": torch.linspace(-1, 1, 6), "alibi": torch.linspace(0, 1, 6)}),
     ],
 )
-def test_interpreted(kernel: Any, options: dict[str, Any], row_major: bool) -> None:
+def test_attention(kernel: Any, options: dict[str, Any], row_major: bool) -> None:
     rows, ctx, rng = (5, 1, 17), (300, 0, 63), random.Random(0)
     trees = [problem.random_parents(n, rng) for n in rows]
-    p = problem.make(trees, ctx, heads=6, kv_heads=2, dim=48, block=32)
-    expected = torch.full(p.query.shape, problem.NAN, dtype=torch.float64)
-    reference.tree_attention(*p.layer, *p.step, p.scale, out=expected, accumulate=torch.float64, **options)
-    keys = kernel.columns(p.key_cache)
-    out = p.output()
-    kernel.TritonPlan(*p.step).run(
-        p.query,
-        p.key,
-        p.value,
-        keys.contiguous() if row_major else keys,
-        p.value_cache,
-        out,
-        p.scale,
-        **options,
-    )
-    assert float((out.double() - expected).abs().max()) <= 4e-6
+    p = problem.make(trees, ctx, heads=6, kv_heads=2, dim=48, block=32, device=DEVICE)
+    options = dict(zip(options, there(*options.values()), strict=True))
+    assert worst(kernel, p, row_major=row_major, **options) <= LOOSE * 4e-6
 
 
 def test_more_rows_than_a_word(kernel: Any) -> None:
-    p = problem.make([problem.random_parents(70, random.Random(1))], [40], heads=2, kv_heads=2, dim=16, block=32)
-    expected = torch.full(p.query.shape, problem.NAN, dtype=torch.float64)
-    reference.tree_attention(*p.layer, *p.step, p.scale, out=expected, accumulate=torch.float64)
-    out = p.output()
-    layer = (p.query, p.key, p.value, kernel.columns(p.key_cache), p.value_cache)
-    kernel.TritonPlan(*p.step).run(*layer, out, p.scale)
-    assert float((out.double() - expected).abs().max()) <= 4e-6
+    tree = problem.random_parents(70, random.Random(1))
+    p = problem.make([tree], [40], heads=2, kv_heads=2, dim=16, block=32, device=DEVICE)
+    assert worst(kernel, p) <= LOOSE * 4e-6
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")

@@ -1,4 +1,4 @@
-"""The GPU path of the choices, in Triton's interpreter, against the torch reference. See interpreter.py."""
+"""The GPU path of the choices, in Triton's interpreter or on a GPU, against the torch reference. See interpreter.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.interpreter import INTERPRETED, compiles, triton_of
+from tests.kernels.interpreter import DEVICE, INTERPRETED, compiles, triton_of
 from thriftree.kernels.vision_select import reference
 
 SIZES = [(1, 1), (2, 2), (3, 1), (63, 63), (65, 40), (577, 20), (2879, 7)]
@@ -22,8 +22,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(reference, "cosines", lambda unit: poisoned(cosines(unit)))
     monkeypatch.setattr(reference, "volumes", lambda *step: tuple(poisoned(part) for part in volumes(*step)))
 
-    def unwritten(*shape: int, dtype: torch.dtype = torch.float32, device: object = None) -> Tensor:
-        return poisoned(torch.full(shape, torch.nan if dtype.is_floating_point else -(1 << 62), dtype=dtype))
+    def unwritten(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        behind = torch.nan if dtype.is_floating_point else -(1 << 62)
+        return poisoned(torch.full(shape, behind, dtype=dtype, device=device))
 
     class Torch:
         empty = staticmethod(unwritten)
@@ -38,13 +39,14 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def poisoned(values: Tensor) -> Tensor:
     behind = torch.nan if values.dtype.is_floating_point else -(1 << 62)
-    room = torch.full((values.numel() + 5000,), behind, dtype=values.dtype)
+    room = torch.full((values.numel() + 5000,), behind, dtype=values.dtype, device=values.device)
     room[: values.numel()] = values.flatten()
     return room[: values.numel()].view(values.shape)
 
 
 def rows(count: int, dim: int = 64) -> Tensor:
-    return torch.nn.functional.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(0)), dim=-1)
+    values = torch.randn(count, dim, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(values, dim=-1).to(DEVICE)
 
 
 @pytest.mark.parametrize(("count", "k"), SIZES)
@@ -58,22 +60,22 @@ def test_max_min(kernel: Any, count: int, k: int, first: int | None) -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_greedy_dpp(kernel: Any, count: int, k: int, weighted: bool) -> None:
     unit = rows(count)
-    quality = torch.rand(count, generator=torch.Generator().manual_seed(1)) + 0.1 if weighted else None
+    quality = torch.rand(count, generator=torch.Generator().manual_seed(1)).to(DEVICE) + 0.1 if weighted else None
     assert torch.equal(kernel.greedy_dpp(unit, quality, k), reference.greedy_dpp(unit, quality, k))
 
 
 @pytest.mark.parametrize("count", range(4, 41, 4))
 def test_more_than_the_rows_span(kernel: Any, count: int) -> None:
-    unit, quality = rows(count, 7), torch.linspace(1, 2, count)
+    unit, quality = rows(count, 7), torch.linspace(1, 2, count, device=DEVICE)
     assert torch.equal(kernel.greedy_dpp(unit, quality, count), reference.greedy_dpp(unit, quality, count))
 
 
 def test_ties_zeros_and_broken_rows(kernel: Any) -> None:
-    axes = torch.eye(8).repeat_interleave(5, 0)
+    axes = torch.eye(8, device=DEVICE).repeat_interleave(5, 0)
     assert kernel.max_min(axes, 8, 0).tolist() == kernel.greedy_dpp(axes, None, 8).tolist() == list(range(0, 40, 5))
     same = rows(1).repeat(50, 1)
     assert kernel.max_min(same, 50, None).tolist() == kernel.greedy_dpp(same, None, 50).tolist() == list(range(50))
-    axes[3], axes[11], quality = 0, torch.nan, torch.ones(40)
+    axes[3], axes[11], quality = 0, torch.nan, torch.ones(40, device=DEVICE)
     quality[17] = torch.nan
     for k in (7, 40):
         assert torch.equal(kernel.max_min(axes, k, None), reference.max_min(axes, k, None))
