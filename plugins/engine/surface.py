@@ -126,6 +126,8 @@ SURFACE = {
     "vllm.multimodal.processing.processor:ResolvedPromptUpdate": "9749087f6d6f",
     "vllm.multimodal.registry:_ProcessorFactories": "d2aafcd06e5d",
     "vllm.renderers.base:BaseRenderer._process_multimodal": "03ad7d4251d1",
+    "vllm.v1.worker.gpu.model_states:resolve_model_state_cls": "882df2f1f754",
+    "vllm.v1.worker.gpu.model_states.default:DefaultModelState.prepare_inputs": "f545e5c36d6d",
     "vllm.model_executor.layers.attention.mm_encoder_attention:MMEncoderAttention.forward": "497ccff2d17a",
 }
 

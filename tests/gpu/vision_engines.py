@@ -1,4 +1,4 @@
-"""Engines on a CUDA GPU for the tests of pruned images: float32 without TF32, so that the oracle's tolerance can hold."""
+"""Engines on a CUDA GPU for the tests of pruned images: float32 without TF32, so that rounding hides no mistake."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.engine.vision.reference import Reference
 from tests.engine.vision.scenarios import SCENES, gap
 from thriftree.kernels import vision_scores, vision_select
 from thriftree.plugins.engine.vision import model
+from thriftree.plugins.engine.vision.wish import WISH
 from thriftree.zoo import tiny_vision
 
 #: Chunks that cut images.
@@ -119,15 +120,8 @@ def counted() -> Iterator[Counter[str]]:
 def last_row_alone(tokenizer: Any, family: str) -> Ask:
     """A prompt whose last chunk is one row of an image: its step looks like one of decoding."""
     asked = wish(tokenizer, family, SCENES["last"], None)
-    image = tokenizer.convert_tokens_to_ids(tiny_vision.FAMILIES[family].image.split("><")[min(1, family != "llava")])
-    prompt = list(asked.prompt)
-    ends = len(prompt) - 1 - prompt[::-1].index(image_token(tokenizer, family))
-    assert image is not None
-    keep = next(k for k in range(CHUNK // 2, 2 * CHUNK) if (ends + k) % CHUNK == 1)
-    return replace(asked, prompt=prompt[: ends + 1], mm_kwargs={"thrift_vision": {"method": "random", "keep_tokens": keep}})
-
-
-def image_token(tokenizer: Any, family: str) -> int:
-    """The token that stands for an image's rows."""
-    mark = "<image>" if family.startswith("llava") else "<|image_pad|>"
-    return int(tokenizer.convert_tokens_to_ids(mark))
+    image = tokenizer.convert_tokens_to_ids("<image>" if family.startswith("llava") else "<|image_pad|>")
+    before = list(asked.prompt).index(image)
+    keep = next(count for count in range(CHUNK // 2, 2 * CHUNK) if (before + count) % CHUNK == 1)
+    vision = {"method": "random", "keep_tokens": keep}
+    return replace(asked, prompt=asked.prompt[: before + 1], mm_kwargs={WISH: vision})

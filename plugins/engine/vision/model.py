@@ -80,10 +80,20 @@ class MRoPEPruningMixin(PruningMixin):
         embedded: Tensor = super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
         return embedded
 
-    def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As vLLM's, on corrected positions. The runner's buffer itself changes: compiled code reads from there."""
+    def correct(self, positions: Tensor) -> None:
+        """Move a step's rows to where they stood, in the runner's ``[3, tokens]`` buffer: graphs read from there."""
         if self._moved is not None:
             places, offsets = self._moved
             positions[1:].index_add_(1, places, offsets.to(positions.dtype))
             self._moved = None
+
+    def get_model_state_cls(self) -> type:
+        """For the V2 runner: it corrects positions itself, since its full graphs are run without `forward`."""
+        from thriftree.plugins.engine.vision.model_state import CorrectedModelState
+
+        return CorrectedModelState
+
+    def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As vLLM's, on corrected positions (on the V2 runner they are correct already)."""
+        self.correct(positions)
         return super().forward(input_ids, positions, *args, **kwargs)

@@ -8,6 +8,7 @@ from typing import Any
 
 from thriftree.plugins.engine.surface import check_version
 from thriftree.plugins.engine.vision.architectures import FAMILIES
+from thriftree.plugins.engine.vision.late import support as late
 from thriftree.plugins.engine.vision.options import VisionOptions
 from thriftree.plugins.vision import request
 from thriftree.plugins.vision.image import Tower
@@ -73,7 +74,11 @@ def terms_of(vllm_config: Any, profile: str = "exact") -> request.Terms:
     if options.pruning == "off":
         return request.Terms()
     reason = next(_reasons(vllm_config), None)
-    return replace(options.terms(reason, _missing(vllm_config) if reason is None else {}), profile=profile)
+    terms = replace(options.terms(reason, _missing(vllm_config) if reason is None else {}), profile=profile)
+    if options.late_layer is None:
+        return terms
+    late.check(vllm_config, options.late_layer, reason)
+    return replace(terms, late_layer=options.late_layer, step_tokens=late.step_tokens(vllm_config))
 
 
 def tower_of(hf_config: Any) -> Tower | None:
@@ -133,8 +138,6 @@ def _missing(config: Any) -> dict[str, str]:
 
 
 def _reasons(config: Any) -> Iterator[str]:
-    from vllm.config import CUDAGraphMode
-
     model, parallel, compilation = config.model_config, config.parallel_config, config.compilation_config
     if model.multimodal_config is None:
         yield "the model takes no images"
@@ -162,8 +165,10 @@ def _reasons(config: Any) -> Iterator[str]:
         yield "--enable-tower-connector-lora: vLLM counts the tower's tokens by the pruned images"
     if not family.mrope:
         return
-    if compilation.cudagraph_mode == CUDAGraphMode.FULL:
-        yield "--compilation-config cudagraph_mode FULL: the model's positions are corrected outside of a graph"
+    mode = compilation.cudagraph_mode
+    if mode is not None and mode.has_full_cudagraphs() and not config.use_v2_model_runner:
+        # Decoding graphs too: a prompt's last chunk can be one row of an image, which the V1 runner takes for decoding.
+        yield f"--compilation-config cudagraph_mode {mode.name} on the V1 runner: graphs go past corrected positions"
     if parallel.pipeline_parallel_size > 1:
         yield f"--pipeline-parallel-size {parallel.pipeline_parallel_size}: later stages do not see the kept positions"
     speculative = config.speculative_config

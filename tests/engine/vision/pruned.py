@@ -40,6 +40,12 @@ class Picks:
         return None
 
 
+def _at_home(what: Any) -> Any:
+    """A dataclass with its tensors on the CPU, where the reference computes."""
+    tensors = {name: value.cpu() for name, value in vars(what).items() if isinstance(value, Tensor)}
+    return replace(what, **tensors)
+
+
 def _counts(plan: Plan, vision: dict[str, Any]) -> bool:
     count = vision.get("keep_tokens")
     return plan.keep == (count if count is not None else max(1, int(vision["keep"] * plan.rows + 0.5)))
@@ -56,7 +62,7 @@ def watched() -> Iterator[Picks]:
         except Exception as error:
             picks.failed.append(f"{plan.vision}: {error!r}")
         chosen = stock(plan, image)
-        picks.made.append((plan, image, chosen))
+        picks.made.append((plan, _at_home(image), _at_home(chosen)))
         return chosen
 
     with pytest.MonkeyPatch.context() as patch:

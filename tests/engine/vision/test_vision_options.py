@@ -28,7 +28,7 @@ def config(architecture: str = "Qwen2_5_VLForConditionalGeneration", vision: Any
         "parallel": {"use_ubatching": False, "pipeline_parallel_size": 1, "tensor_parallel_size": 1},
         "multimodal": {"mm_encoder_tp_mode": "weights", "video_pruning_rate": None},
         "hf": {"architectures": [architecture], "vision_config": SimpleNamespace(**tower), "vision_feature_layer": -2},
-        "top": {"lora_config": None, "speculative_config": None},
+        "top": {"lora_config": None, "speculative_config": None, "use_v2_model_runner": False},
     }
     for name, value in given.items():
         part, _, key = name.partition(".")
@@ -81,6 +81,7 @@ def test_off_without_our_options() -> None:
         ({"compilation.cudagraph_mm_encoder": True}, "cudagraph_mm_encoder"),
         ({"compilation.compile_mm_encoder": True}, "compile_mm_encoder"),
         ({"compilation.cudagraph_mode": CUDAGraphMode.FULL}, "cudagraph_mode FULL"),
+        ({"compilation.cudagraph_mode": CUDAGraphMode.FULL_AND_PIECEWISE}, "cudagraph_mode FULL_AND_PIECEWISE"),
         ({"parallel.pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
         ({"parallel.use_ubatching": True}, "--enable-dbo"),
         ({"multimodal.video_pruning_rate": 0.5}, "--video-pruning-rate"),
@@ -106,6 +107,13 @@ def test_flags_that_exclude_it_are_named(change: dict[str, Any], reason: str) ->
 )
 def test_models_with_plain_positions_can_more(change: dict[str, Any]) -> None:
     assert terms_of(config("LlavaForConditionalGeneration", **change)).reason is None
+
+
+def test_the_v2_runner_can_have_full_graphs() -> None:
+    """It corrects positions before a graph runs; and the V1 runner can have piecewise ones."""
+    for mode in (CUDAGraphMode.FULL, CUDAGraphMode.FULL_AND_PIECEWISE):
+        assert terms_of(config(**{"compilation.cudagraph_mode": mode, "top.use_v2_model_runner": True})).reason is None
+    assert terms_of(config(**{"compilation.cudagraph_mode": CUDAGraphMode.PIECEWISE})).reason is None
 
 
 def test_trees_go_together_with_it() -> None:
