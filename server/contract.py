@@ -16,8 +16,8 @@ PROFILES = ("off", "exact", "balanced", "max")
 LOSSY = frozenset(("balanced", "max"))
 KEYS = ("speculation", "kv", "vision")
 OFF = (
-    "this server was started without token-tree speculation (--thrift off, or another --speculative-config); "
-    "start it with --thrift exact"
+    "this server was started without token-tree speculation (--thrift off, --vision-late-layer, or another "
+    "--speculative-config); start it with --thrift exact"
 )
 
 #: Checks a method's own parameters; raises ValueError("<parameter>: why").

@@ -119,6 +119,11 @@ class Vision(BaseModel):
         le=1,
         description="largest share of an image that a request may keep; below 1 all are pruned",
     )
+    late_layer: int | None = Field(
+        default=None,
+        ge=1,
+        description="first layer that requests may spare visual tokens (vision.late); no trees and KV compression then",
+    )
 
     @field_validator("pruning", mode="before")
     @classmethod

@@ -31,8 +31,16 @@ def block(report: Any, method: str | None) -> dict[str, Any]:
             "method": report.vision_method,
             "tokens_seen": report.vision_seen,
             "tokens_kept": report.vision_kept,
+            **_late(report),
         },
     }
+
+
+def _late(report: Any) -> dict[str, Any]:
+    if report.late_layer is None:
+        return {}
+    counts = {"tokens_seen": report.late_seen, "tokens_kept": report.late_kept}
+    return {"late": {"layer": report.late_layer, "method": report.late_method, **counts}}
 
 
 def member(report: Any, method: str | None) -> bytes:

@@ -34,6 +34,10 @@ class Report:
     vision_method: str | None = None
     vision_seen: int = 0  # tokens of the request's images before pruning, and of those the ones that the model got
     vision_kept: int = 0
+    late_layer: int | None = None  # the first that visual tokens were missing in; None: nobody asked, or no images
+    late_method: str | None = None
+    late_seen: int = 0  # visual tokens of the layers before it, and of those the ones that went on
+    late_kept: int = 0
 
     def count_kv(self, seen: int, kept: int, dropped: int, freed: int) -> None:
         """Add what one choice's cache has come to: tokens per layer and head, and blocks back in the pool.
@@ -56,13 +60,23 @@ class Report:
             self.exact = False
 
 
+    def count_late(self, layer: int, method: str, seen: int, kept: int) -> None:
+        """Add one choice: visual tokens before layer `layer`, and of those the ones that it and later ones had."""
+        self.late_layer, self.late_method = layer, method
+        self.late_seen += seen
+        self.late_kept += kept
+        if kept < seen:
+            self.exact = False
+
+
 @dataclass(slots=True)
 class RequestContract:
     """A resolved `thrift` object, keys optional: ``{"speculation": "off" | {...}, "kv": ..., "vision": ...}``.
 
     ``speculation``: ``{"method": str, "max_nodes": int, ...own}``. ``kv``: ``{"method": str, "budget": int or
     "keep": float, "sinks": int, "recent": int, "defer": bool, "per_head": bool, ...own}`` (`kv_cache.request`).
-    ``vision``: ``{"method": str, "keep": float or "keep_tokens": int, ...own}`` (`vision.request`).
+    ``vision``: ``{"method": str, "keep": float or "keep_tokens": int, maybe "late": {"keep": float, "method": str},
+    ...own}`` (`vision.request`).
     """
 
     thrift: dict[str, Any] = field(default_factory=dict)

@@ -12,6 +12,8 @@ from thriftree.plugins.engine.options import SpeculationOptions
 from thriftree.plugins.kv_cache.request import Terms, checked
 from thriftree.plugins.refused import Refused
 from thriftree.plugins.speculative import registry
+from thriftree.plugins.vision import request as vision_request
+from thriftree.plugins.vision.request import Terms as VisionTerms
 
 
 @dataclass(slots=True)
@@ -82,11 +84,12 @@ def read_contract(given: Any) -> Any:
         raise ValueError(f"thriftree must be 'auto', 'off' or a JSON object, not {given!r}") from None
 
 
-def check_contract(given: Any, terms: Terms | None = None) -> None:
+def check_contract(given: Any, terms: Terms | None = None, vision: VisionTerms | None = None) -> None:
     """What a client of a stock server may put into ``vllm_xargs`` under our key.
 
     Args:
         terms: what the engine grants of KV compression; None: nothing.
+        vision: the same of visual-token pruning, whose late layers are asked for here.
 
     Raises:
         ValueError: the message names the field.
@@ -94,11 +97,13 @@ def check_contract(given: Any, terms: Terms | None = None) -> None:
     contract = read_contract(given)
     if not isinstance(contract, Mapping):
         raise ValueError("thriftree must be 'auto', 'off' or an object such as {'speculation': 'off'}")
-    unknown = contract.keys() - {"speculation", "kv", "tenant"}
+    unknown = contract.keys() - {"speculation", "kv", "late", "tenant"}
     if unknown:
         raise ValueError(f"thriftree has no field {', '.join(sorted(map(str, unknown)))}")
     if "kv" in contract:
         _check_kv(contract["kv"], terms or Terms())
+    if "late" in contract:
+        check_late(contract, 0, vision or VisionTerms())
     asked = contract.get("speculation", "auto")
     if isinstance(asked, Mapping):
         chosen = dict(asked)
@@ -115,6 +120,14 @@ def _check_kv(asked: Any, terms: Terms) -> None:
         checked(asked, terms)
     except Refused as error:
         raise ValueError(f"thriftree.{error}") from None
+
+
+def check_late(contract: Mapping[str, Any], tokens: int, terms: VisionTerms) -> None:
+    """Raise ValueError where a prompt of so many tokens cannot be given what it asks of the late layers."""
+    try:
+        vision_request.check_late(contract.get("late", "off"), tokens, terms)
+    except Refused as error:
+        raise ValueError(f"thriftree.{error.field.removeprefix('vision.')}: {error.why}") from None
 
 
 def _excluded(params: Any) -> bool:

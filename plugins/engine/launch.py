@@ -34,12 +34,13 @@ def configure(
     Raises:
         ValueError: a setting is unknown or out of range, or a flag excludes trees; the message names it.
     """
+    if vision is not None:
+        args.additional_config = _with(args, "vision", vision)
+    if VisionOptions.of(_extra(args)).late_layer is not None:  # what is there by default steps aside
+        speculation, kv = None, None if kv is None or kv["compression"] == "auto" else kv
     if kv is not None:
         args.additional_config = _with(args, "kv", kv)
     KVOptions.of(_extra(args))
-    if vision is not None:
-        args.additional_config = _with(args, "vision", vision)
-    VisionOptions.of(_extra(args))
     return _speculate(args, speculation)
 
 

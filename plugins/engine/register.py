@@ -47,11 +47,14 @@ def _hook_config(platform: Any) -> None:
     @functools.wraps(stock)
     def check_and_update_config(cls: Any, vllm_config: Any) -> None:
         from thriftree.plugins.engine.kv.support import uses_compression
+        from thriftree.plugins.engine.vision.late import support as late
         from thriftree.plugins.engine.vision.support import settle
 
         trees, compression = uses_trees(vllm_config), uses_compression(vllm_config)
         if trees or compression:
             _wire(vllm_config, trees)
+        elif late.layer_of(vllm_config) is not None:
+            late.wire(vllm_config)
         stock(cls, vllm_config)
         settle(vllm_config)
 
@@ -89,9 +92,10 @@ def _check_contracts(processor: Any) -> None:
     """A stock server's clients say in ``vllm_xargs`` what they want; what cannot be is a 400."""
     from vllm.exceptions import VLLMValidationError
 
-    from thriftree.plugins.engine.drafting import check_contract
+    from thriftree.plugins.engine.drafting import check_contract, check_late, read_contract
     from thriftree.plugins.engine.kv.plan import check_room
     from thriftree.plugins.engine.kv.support import terms_of
+    from thriftree.plugins.engine.vision.support import settings_of
     from thriftree.plugins.kv_cache.request import Terms
 
     def terms(mine: Any) -> Any:
@@ -109,7 +113,7 @@ def _check_contracts(processor: Any) -> None:
         extra = getattr(params, "extra_args", None)
         if extra and EXTRA_ARGS_KEY in extra:
             try:
-                check_contract(extra[EXTRA_ARGS_KEY], terms(self))
+                check_contract(extra[EXTRA_ARGS_KEY], terms(self), settings_of(self.model_config).terms)
             except ValueError as error:
                 raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{EXTRA_ARGS_KEY}") from error
         return stock(self, params, *args, **kwargs)
@@ -126,6 +130,8 @@ def _check_contracts(processor: Any) -> None:
             tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
             try:
                 check_room(params, len(tokens), terms(self))
+                contract = read_contract(params.extra_args[EXTRA_ARGS_KEY])
+                check_late(contract, len(tokens), settings_of(self.model_config).terms)
             except ValueError as error:
                 raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{EXTRA_ARGS_KEY}") from error
         return request

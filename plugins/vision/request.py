@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from thriftree.plugins.refused import Refused
-from thriftree.plugins.vision import registry
+from thriftree.plugins.vision import late, registry
 from thriftree.plugins.vision.profiles import PROFILES
 
 #: What every method takes; the rest of an object is the method's own.
-SHARED = ("method", "keep", "keep_tokens")
+SHARED = ("method", "keep", "keep_tokens", "late")
 _MOST = 1 << 20  # of any count of tokens
 NOT_HERE = "this server was started without visual-token pruning (--thrift off or --vision-pruning off)"
 
@@ -30,6 +30,8 @@ class Terms:
     keep: float = 0.25  # share of an image's tokens, of requests that say neither keep nor keep_tokens
     max_keep: float = 1.0  # no image may keep a larger share: what the encoder cache has room for
     profile: str = "exact"  # of requests that say nothing
+    late_layer: int | None = None  # the first that may go without visual tokens; None: all have them
+    step_tokens: int = 0  # of the longest prompt that comes in one step, where there are late layers
 
 
 def default(terms: Terms) -> Resolved:
@@ -48,7 +50,9 @@ def named(profile: str, terms: Terms) -> Resolved:
 
 
 def checked(asked: Any, terms: Terms) -> Resolved:
-    """What was asked, complete: ``{"method", "keep" or "keep_tokens", ...own}``; it is its own answer.
+    """What was asked, complete: ``{"method", "keep" or "keep_tokens", maybe "late", ...own}``; it is its own answer.
+
+    Who asks for `late` alone gets images that enter whole.
 
     Raises:
         Refused: a ValueError that names the field.
@@ -69,7 +73,36 @@ def checked(asked: Any, terms: Terms) -> Resolved:
     except ValueError as error:
         name, _, why = str(error).partition(": ")
         raise Refused("thrift_invalid", f"vision.{name}", why or "not valid") from None
-    return {"method": method, **_size(asked, terms), **own}
+    size = {"keep": min(1.0, float(terms.max_keep))} if asked.keys() == {"late"} else _size(asked, terms)
+    return {"method": method, **size, **_late(asked, terms), **own}
+
+
+def first_stage(vision: Resolved) -> Resolved:
+    """What becomes of an image before the language model: all but `late`."""
+    return vision if isinstance(vision, str) else {name: value for name, value in vision.items() if name != "late"}
+
+
+def check_late(asked: Any, tokens: int, terms: Terms) -> None:
+    """Raise Refused where a prompt of so many tokens cannot be given what it asks of the late layers."""
+    chosen = late_checked(asked, terms)
+    if chosen is not None and chosen.method == "attention" and tokens > terms.step_tokens:
+        why = (
+            f"attention needs the whole prompt in one step, and {tokens} tokens are above this server's "
+            f"{terms.step_tokens} (--max-num-batched-tokens); drop, random and stride do not"
+        )
+        raise Refused("thrift_unsupported", "vision.late.method", why)
+
+
+def late_checked(asked: Any, terms: Terms) -> late.Late | None:
+    """`late.checked` on this server. Raises Refused."""
+    try:
+        chosen = late.checked(asked)
+    except ValueError as error:
+        name, _, why = str(error).partition(": ")
+        raise Refused("thrift_invalid", f"vision.late.{name}".rstrip("."), why) from None
+    if chosen is not None and terms.late_layer is None:
+        raise Refused("thrift_unsupported", "vision.late", late.NOT_HERE)
+    return chosen
 
 
 def canonical(vision: Resolved) -> str:
@@ -94,7 +127,14 @@ def parameters(method: registry.Description, terms: Terms) -> dict[str, Any]:
             "description": "the same as a count for each image; not together with keep",
         },
     }
+    if terms.late_layer is not None:
+        shared["late"] = late.schema(terms.late_layer)
     return {**method.parameters, "properties": {**shared, **method.parameters["properties"]}}
+
+
+def _late(asked: Mapping[str, Any], terms: Terms) -> dict[str, Any]:
+    chosen = late_checked(asked["late"], terms) if "late" in asked else None
+    return {} if chosen is None else {"late": asdict(chosen)}
 
 
 def _method(name: Any, terms: Terms) -> str:

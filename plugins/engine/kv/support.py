@@ -123,9 +123,9 @@ def _reasons(config: Any) -> Iterator[str]:
         yield "the model is an encoder-decoder"
     if getattr(model, "is_mm_prefix_lm", False):
         yield "the model attends both ways inside an image, by key positions"
-    if _windowed(text):
+    if windowed(text):
         yield "the model has sliding-window or chunked layers, whose kernel goes by key positions"
-    if _alibi(text):
+    if alibi(text):
         yield "the model's ALiBi biases go by key positions"
     # Last: where one of the others holds, vLLM has filled in its own worker by the time that requests are checked.
     if config.scheduler_config.scheduler_cls not in (None, SCHEDULER):
@@ -134,7 +134,8 @@ def _reasons(config: Any) -> Iterator[str]:
         yield f"--worker-cls {parallel.worker_cls}: it must be {WORKER}"
 
 
-def _windowed(text: Any) -> bool:
+def windowed(text: Any) -> bool:
+    """Whether some layers of a language model with this config attend to a window or chunk alone."""
     window = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)
     kinds = set(getattr(text, "layer_types", None) or ())
     if kinds:  # these say what each layer does
@@ -142,7 +143,8 @@ def _windowed(text: Any) -> bool:
     return window or getattr(text, "attention_chunk_size", None) is not None
 
 
-def _alibi(text: Any) -> bool:
+def alibi(text: Any) -> bool:
+    """Whether its attention has ALiBi biases."""
     named = getattr(text, "position_embedding_type", None) == "alibi" or getattr(text, "alibi", False)
     attention = getattr(text, "attn_config", None)
     inner = attention.get("alibi") if isinstance(attention, Mapping) else getattr(attention, "alibi", False)

@@ -25,6 +25,8 @@ class VisionOptions:
     max_keep: float = 1.0
     #: Images of requests that say nothing: asked leaves them alone, always prunes them too.
     apply: Literal["asked", "always"] = "asked"
+    #: First layer of the language model that requests may spare visual tokens (`vision.late`); None: none is.
+    late_layer: int | None = None
 
     @classmethod
     def of(cls, additional_config: Mapping[str, Any]) -> VisionOptions:
@@ -52,6 +54,10 @@ class VisionOptions:
                 yield name, "must be above 0 and at most 1"
         if self.apply not in ("asked", "always"):
             yield "apply", "must be asked or always"
+        if self.late_layer is not None and (type(self.late_layer) is not int or self.late_layer < 1):
+            yield "late_layer", "must be a layer's number from 1"
+        elif self.late_layer is not None and self.pruning == "off":
+            yield "late_layer", "needs pruning auto or on"
 
     def terms(self, reason: str | None, missing: Mapping[str, str]) -> Terms:
         """What requests may ask for on an engine that `support` has described.

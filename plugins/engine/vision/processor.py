@@ -128,7 +128,9 @@ class PruningProcessorMixin(Base):
                 vision = settings.default()
             else:
                 vision = request.checked(wish.vision if ours else asked, settings.terms)
-            vision = _unless_whole(vision)
+            if not ours and isinstance(vision, dict) and "late" in vision:
+                raise ValueError("late: it is said in vllm_xargs, as thriftree.late")
+            vision = _unless_whole(request.first_stage(vision))
             if vision != "off":
                 configured(request.canonical(vision)).check(settings.tower)
         except Refused as error:

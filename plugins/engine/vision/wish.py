@@ -14,7 +14,8 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 
 from thriftree.plugins.engine.contract_var import CURRENT
-from thriftree.plugins.vision.request import Resolved
+from thriftree.plugins.refused import Refused
+from thriftree.plugins.vision.request import Resolved, Terms, check_late
 
 #: Key of our part among the processor's arguments (in a stock server: of the request's ``mm_processor_kwargs``).
 WISH = "thrift_vision"
@@ -38,17 +39,23 @@ class Wish:
     sizes_only: bool = False  # a dummy, to see how large an image can get
 
 
-def carry(renderer: Any) -> None:
-    """Make a renderer of vLLM's hand `contract_var.CURRENT` to its image processor, and hold requests to their caps."""
+def carry(renderer: Any, terms: Terms | None = None) -> None:
+    """Make a renderer of vLLM's hand `contract_var.CURRENT` to its image processor, and hold requests to their caps.
+
+    `terms`: what the engine grants, for what is known only with the prompt.
+    """
     prunes = getattr(renderer.mm_processor, "takes_wishes", False)
-    renderer._process_multimodal_async = carrying(renderer._process_multimodal_async, prunes)
+    renderer._process_multimodal_async = carrying(renderer._process_multimodal_async, prunes, terms)
 
 
-def carrying(process: Callable[..., Awaitable[Any]], prunes: bool = True) -> Callable[..., Awaitable[Any]]:
+def carrying(
+    process: Callable[..., Awaitable[Any]], prunes: bool = True, terms: Terms | None = None
+) -> Callable[..., Awaitable[Any]]:
     """`process` with the wish of the request that this task serves, where the processor `prunes`.
 
     Raises:
-        VLLMValidationError: of what is returned, for more visual tokens than the request's key may use.
+        VLLMValidationError: of what is returned, for more visual tokens than the request's key may use, or a prompt
+            that the late layers cannot be told from.
     """
 
     @functools.wraps(process)
@@ -60,12 +67,23 @@ def carrying(process: Callable[..., Awaitable[Any]], prunes: bool = True) -> Cal
         given = {**(mm_processor_kwargs or {}), WISH: wish} if prunes else mm_processor_kwargs
         result = await process(*args, mm_processor_kwargs=given, **kwargs)
         _hold(result, contract.max_visual_tokens)
+        _check_late(wish.vision, result, terms or Terms())
         images = wish.images if prunes else [Pruned(n, n, None) for n in _lengths(result, "image")]
         for image in images:
             contract.report.count_vision(image.method, image.rows, image.keep)
         return result
 
     return _process_multimodal_async
+
+
+def _check_late(vision: Resolved, result: Any, terms: Terms) -> None:
+    if not isinstance(vision, dict) or "late" not in vision:
+        return
+    try:
+        check_late(vision["late"], len(result["prompt_token_ids"]), terms)
+    except Refused as error:
+        field = f"thrift.{error.field}"
+        raise VLLMValidationError(f"{field}: {error.why}", parameter=field) from None
 
 
 def _lengths(result: Any, modality: str) -> list[int]:
