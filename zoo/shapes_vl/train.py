@@ -28,10 +28,10 @@ class Recipe:
 
     seed: int = 1
     scenes: int = 120_000
-    see_steps: int = 2_000
+    see_steps: int = 800
     see_batch: int = 256
     see_rate: float = 2e-3
-    answer_steps: int = 6_000
+    answer_steps: int = 2_700
     answer_batch: int = 256
     answer_rate: float = 1.2e-3
     see_on: float = 0.5  # share of the tower's rate while the decoder learns
