@@ -173,6 +173,18 @@ def ensure(name: str) -> Path:
 
 def build(family: Family, out: Path) -> None:
     """The checkpoint of a family, in an empty folder."""
+    made = config(family)
+    import transformers
+
+    model = getattr(transformers, made.architectures[0])(made).float()
+    _fill(model, sum(family.stem.encode()))
+    model.save_pretrained(out)
+    _old_names(out / "model.safetensors")
+    processor(family).save_pretrained(out)
+
+
+def config(family: Family) -> Any:
+    """The config of a family's model."""
     from thriftree.zoo.cpu_wheels import repair
 
     repair()
@@ -192,12 +204,9 @@ def build(family: Family, out: Path) -> None:
         "pad_token_id": 256,
     }
     make = getattr(transformers, f"{family.stem}Config")
-    config = make(vision_config=dict(family.vision), text_config={**text, **family.text}, **family.config)
-    model = getattr(transformers, f"{family.stem}ForConditionalGeneration")(config).float()
-    _fill(model, sum(family.stem.encode()))
-    model.save_pretrained(out)
-    _old_names(out / "model.safetensors")
-    _processor(transformers, family).save_pretrained(out)
+    made = make(vision_config=dict(family.vision), text_config={**text, **family.text}, **family.config)
+    made.architectures = [f"{family.stem}ForConditionalGeneration"]
+    return made
 
 
 def _fill(model: Any, seed: int) -> None:
@@ -231,7 +240,13 @@ def _old_names(file: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def _processor(transformers: Any, family: Family) -> Any:
+def processor(family: Family) -> Any:
+    """What turns a prompt and its pictures into the model's inputs."""
+    from thriftree.zoo.cpu_wheels import repair
+
+    repair()
+    import transformers
+
     def make(kind: tuple[str, dict[str, Any]]) -> Any:
         build: Callable[..., Any] = getattr(transformers, kind[0])
         return build(**kind[1])

@@ -16,34 +16,18 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
 from rich.console import Console
 
 from thriftree.benchmarks import machine
-from thriftree.benchmarks.vision import report
+from thriftree.benchmarks.vision import report, shapes
 from thriftree.benchmarks.vision.policies import policies
-from thriftree.zoo import tiny, tiny_vision
+from thriftree.benchmarks.vision.throughput import Rate, rates, table
 
 _PAGE = 150
-_SIDE = 336  # pixels: 24 x 24 patches
 WHOLE = "all tokens"
 PARTS = ("encoder", "selection", "prefill", "first token")
-#: The note's set-up, in which the language model dominates: random weights, since time does not depend on them.
-SHAPE = tiny_vision.Family(
-    "Llava",
-    "CLIP of 12 layers of 384, 24 x 24 rows an image; Llama of 16 layers of 512",
-    {
-        "model_type": "clip_vision_model", "image_size": _SIDE, "patch_size": 14, "hidden_size": 384,
-        "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": 12,
-    },
-    text={
-        "model_type": "llama", "rms_norm_eps": 1e-5, "hidden_size": 512, "intermediate_size": 1536,
-        "num_hidden_layers": 16, "num_attention_heads": 8, "num_key_value_heads": 8,
-    },
-    config={**tiny_vision.FAMILIES["llava"].config, "image_seq_length": 576},
-    pixels=("CLIPImageProcessor", {"size": {"shortest_edge": _SIDE}, "crop_size": {"height": _SIDE, "width": _SIDE}}),
-    processor=tiny_vision.FAMILIES["llava"].processor,
-)  # fmt: skip
+_GPU = torch.cuda.is_available()
 
 
 @dataclass(frozen=True)
@@ -57,78 +41,102 @@ class Sample:
 
 
 class Clock:
-    """Adds up the time of wrapped calls by name."""
+    """Adds up the time of wrapped calls by name, while it is on: looking makes a GPU's queue run empty."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = defaultdict(float)
+        self.on = True
 
     def wrap(self, owner: Any, method: str, name: str) -> None:
         stock: Callable[..., Any] = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
+            if not self.on:
+                return stock(*args, **kwargs)
+            _wait()
             began = time.perf_counter()
             try:
                 return stock(*args, **kwargs)
             finally:
+                _wait()
                 self.spent[name] += time.perf_counter() - began
 
         setattr(owner, method, timed)
 
 
+def _wait() -> None:
+    if _GPU:
+        torch.cuda.synchronize()
+
+
 @contextmanager
-def engine(path: str) -> Iterator[tuple[Any, Clock]]:
-    """vLLM in this process, and a clock on its parts."""
+def engine(name: str, compiled: bool = False) -> Iterator[tuple[Any, Clock]]:
+    """vLLM in this process with the shape `name`, and a clock on its parts."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import LLM
 
+    shape = shapes.SHAPES[name]
+    flags: dict[str, Any] = {"dtype": "float32", "max_num_batched_tokens": 1024, "max_num_seqs": 16}
+    if _GPU:
+        flags = {"dtype": "bfloat16", "max_num_batched_tokens": 8192, "max_num_seqs": 64, **shape.memory}
+    if compiled:
+        flags["compilation_config"] = {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 513, 16)]}
     llm = LLM(
-        path,
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=1024,
-        max_num_batched_tokens=1024,
+        str(shapes.ensure(name)),
+        load_format="auto" if shape.weights else "dummy",
+        enforce_eager=not compiled,
+        max_model_len=2048 if _GPU else 1024,
+        limit_mm_per_prompt={"image": 1, "video": 0},
         enable_prefix_caching=False,
         mm_processor_cache_gb=0,
         additional_config={"thriftree": {"vision": {}}},
+        **flags,
     )
     model = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
     clock = Clock()
     clock.wrap(model, "embed_multimodal", "encoder")
     clock.wrap(model._selector, "_pruned", "selection")
-    clock.wrap(model.get_language_model().model, "forward", "prefill")
+    clock.wrap(model, "forward", "prefill")
     yield llm, clock
 
 
-def measure(path: str, rows: Sequence[str], keep: float, rounds: int) -> list[Sample]:
-    """Every row on a picture of its own in each round; who begins moves on by one."""
-    from vllm import SamplingParams
+def cells(names: Sequence[str], keeps: Sequence[float]) -> dict[str, Any]:
+    """row -> what a request says: all tokens, the first policy at every share, the others at the first share."""
+    found = {WHOLE: "off"}
+    for nth, policy in enumerate(policies(tuple(names))):
+        for keep in keeps if nth == 0 else keeps[:1]:
+            found[policy.name if len(keeps) == 1 else f"{policy.name} {100 * keep:.3g} %"] = policy.vision(keep)
+    return found
 
-    wishes: dict[str, Any] = {policy.name: policy.vision(keep) for policy in policies(tuple(rows))}
-    names, draw = [WHOLE, *wishes], np.random.default_rng(0)
-    params, samples = SamplingParams(temperature=0, max_tokens=1), []
-    with engine(path) as (llm, clock):
-        for number in range(-1, rounds):  # the first for memory and caches
-            for name in (*names[number % len(names) :], *names[: number % len(names)]):
-                picture = Image.fromarray(draw.integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8))
+
+def measure(llm: Any, clock: Clock, shape: shapes.Shape, wishes: dict[str, Any], rounds: int) -> list[Sample]:
+    """Every row on a picture of its own in each round; who begins moves on by one."""
+    names, draw = list(wishes), np.random.default_rng(0)
+    samples = []
+    for number in range(-2 if _GPU else -1, rounds):  # the first for memory and caches
+        for name in (*names[number % len(names) :], *names[: number % len(names)]):
+            parts: dict[str, float] = {}
+            for clock.on in (False, True) if _GPU else (True,):
                 clock.spent.clear()
                 began = time.perf_counter()
-                output = llm.generate(
-                    {
-                        "prompt": "<image>What is it?",
-                        "multi_modal_data": {"image": picture},
-                        "mm_processor_kwargs": {"thrift_vision": wishes.get(name, "off")},
-                    },
-                    params,
-                    use_tqdm=False,
-                )[0]
-                parts = {"first token": time.perf_counter() - began, **clock.spent}
-                parts["selection"] = parts.get("selection", 0.0)
-                parts["encoder"] -= parts["selection"]
-                if number >= 0:
-                    samples.append(Sample(name, number, len(output.prompt_token_ids), parts))
+                length = _first_token(llm, shape, draw, wishes[name])
+                parts = {"first token": time.perf_counter() - began, **parts, **clock.spent}
+            parts["selection"] = parts.get("selection", 0.0)
+            parts["encoder"] -= parts["selection"]
+            if number >= 0:
+                samples.append(Sample(name, number, length, parts))
+    clock.on = False
     return samples
+
+
+def _first_token(llm: Any, shape: shapes.Shape, draw: np.random.Generator, vision: Any) -> int:
+    from vllm import SamplingParams
+
+    request = shape.request(draw, vision)
+    output = llm.generate(request, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)[0]
+    return len(output.prompt_token_ids)
 
 
 def lines(samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
@@ -150,11 +158,15 @@ def lines(samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="thriftree bench vision --only time", description=__doc__)
     add = made.add_argument
+    add("--shape", choices=shapes.SHAPES, default="small", help="the model (default: small; the others want a GPU)")
     add("--policies", nargs="+", default=["divprune", "hiprune", "visionzip", "random"], metavar="NAME")
-    add("--keep", type=float, default=1 / 9, help="share of an image's tokens (default: a ninth, 64 of 576)")
+    shares = "of an image's tokens; the first for all policies, the others for the first (default: a ninth, 64 of 576)"
+    add("--keep", type=float, nargs="+", default=[1 / 9], metavar="SHARE", help=shares)
     add("--rounds", type=int, default=9, help="turns of every row (default: 9)")
+    add("--requests", type=int, default=0, help="at once, to measure throughput too (default: 0, not measured)")
+    add("--compiled", action="store_true", help="vLLM's compiler and CUDA graphs (default: eager)")
     add("--json", type=Path, metavar="FILE", help="everything")
-    add("--markdown", type=Path, metavar="FILE", help="the table as a page")
+    add("--markdown", type=Path, metavar="FILE", help="the tables as a page")
     return made
 
 
@@ -162,35 +174,56 @@ def main(argv: list[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else _PAGE)
     try:
         args = parser().parse_args(argv)
-        policies(tuple(args.policies))
-        if not 0 < args.keep <= 1 or args.rounds < 1:
-            raise ValueError("--keep must be above 0 and at most 1, --rounds at least 1")
+        wishes = cells(args.policies, args.keep)
+        if not all(0 < keep <= 1 for keep in args.keep) or args.rounds < 1 or args.requests < 0:
+            raise ValueError("--keep must be above 0 and at most 1, --rounds at least 1, --requests not negative")
     except SystemExit as leaving:  # argparse has said it
         return int(leaving.code or 0)
     except ValueError as error:
         print(f"thriftree bench vision: {error}", file=sys.stderr)
         return 2
-    path = tiny.built("bench-llava", "1", lambda out: tiny_vision.build(SHAPE, out))
     found = machine.conditions(["vision", "--only", "time", *argv])
-    samples = measure(str(path), args.policies, args.keep, args.rounds)
+    shape, served = shapes.SHAPES[args.shape], list[Rate]()
+    with engine(args.shape, args.compiled) as (llm, clock):
+        samples = measure(llm, clock, shape, wishes, args.rounds)
+        if args.requests:
+            two = dict(list(wishes.items())[:2])
+            served = rates(llm, shape, two, args.requests)
     machine.finish(found)
-    heads, made = lines(samples)
-    report.show(console, f"time to the first token, {100 * args.keep:.3g} % of an image's tokens", heads, made)
+    _report(args, found, samples, served, console)
+    return 0
+
+
+def _report(
+    args: argparse.Namespace, found: dict[str, Any], samples: list[Sample], served: list[Rate], console: Console
+) -> None:
+    shape = shapes.SHAPES[args.shape]
+    share = f", {100 * args.keep[0]:.3g} % of an image's tokens" if len(args.keep) == 1 else ""
+    tables = [(f"time to the first token{share}", *lines(samples))]
+    if served:
+        tables.append((f"{args.requests} requests at once", *table(served)))
+    for title, heads, made in tables:
+        report.show(console, title, heads, made)
+    how = f"{'bfloat16' if _GPU else 'float32'}, {'compiled, CUDA graphs' if args.compiled else 'eager'}"
+    looked = "; parts on requests of their own, since looking makes the GPU wait" if _GPU else ""
     said = [
         f"`{found['command']}`",
-        machine.line(found),
-        f"{SHAPE.summary}; random weights, float32, eager, one request at a time, every picture new; medians of "
-        f"{args.rounds} rounds in turns. selection: reading the tower's attention is in the encoder's time",
+        f"{torch.cuda.get_device_name()}; {machine.line(found)}" if _GPU else machine.line(found),
+        f"{shape.family.summary}; random weights, {how}, one request at a time, every picture new; medians of "
+        f"{args.rounds} rounds in turns. selection: reading the tower's attention is in the encoder's time{looked}",
         *(f"WARNING: {text}" for text in machine.warnings(found)),
     ]
     for text in said:
         console.print(text, soft_wrap=True, highlight=False, style="yellow" if text.startswith("WARNING") else "dim")
     if args.json is not None:
-        result = {"conditions": found, "lines": said, "samples": [vars(sample) for sample in samples]}
+        result = {
+            "conditions": found, "lines": said, "samples": [vars(sample) for sample in samples],
+            "rates": [vars(rate) for rate in served],
+        }  # fmt: skip
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     if args.markdown is not None:
-        args.markdown.write_text("\n".join([report.markdown(heads, made), *(f"{text}\n" for text in said)]))
-    return 0
+        pages = [f"{report.markdown(heads, made)}" for _, heads, made in tables]
+        args.markdown.write_text("\n".join([*pages, *(f"{text}\n" for text in said)]))
 
 
 if __name__ == "__main__":

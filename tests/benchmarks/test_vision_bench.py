@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from thriftree.benchmarks.vision import parts, report, timing
+from thriftree.benchmarks.vision import parts, report, throughput, timing
 from thriftree.benchmarks.vision.policies import CONTROLS, policies
 from thriftree.benchmarks.vision.quality import FULL, Figure
 from thriftree.plugins.vision import registry
@@ -75,6 +75,8 @@ def test_every_method_is_a_row_and_a_request() -> None:
         ["--only", "nothing"],
         ["--only", "time", "--policies", "magic"],
         ["--only", "time", "--rounds", "0"],
+        ["--only", "time", "--keep", "0.1", "1.5"],
+        ["--only", "time", "--shape", "huge"],
     ],
 )
 def test_bad_flags(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,6 +90,21 @@ def test_times() -> None:
     heads, lines = timing.lines([timing.Sample(timing.WHOLE, 0, 600, spent), timing.Sample("random", 0, 90, pruned)])
     assert len(heads) == len(lines[0])
     assert lines[1] == ["random", "90", "200.0", "10.0", "100.0", "350.0", "0.25", "0.50", "5.0"]
+
+
+def test_rows_of_the_clock() -> None:
+    """The first policy at every share, the others at the first."""
+    assert list(timing.cells(["divprune"], [0.5])) == [timing.WHOLE, "divprune"]
+    several = timing.cells(["divprune", "visionzip"], [0.11, 0.5])
+    assert list(several) == [timing.WHOLE, "divprune 11 %", "divprune 50 %", "visionzip 11 %"]
+    assert several["divprune 50 %"] == {"method": "divprune", "keep": 0.5}
+
+
+def test_rates() -> None:
+    found = [throughput.Rate(row, 1, 64, 0.5, engine) for row, engine in (("all", 2.0), ("random", 1.0), ("all", 4.0))]
+    heads, lines = throughput.table(found)
+    assert len(heads) == len(lines[0])
+    assert lines == [["all", "1", "3.00", "21.3", "1.00", "0.50"], ["random", "1", "1.00", "64.0", "3.00", "0.50"]]
 
 
 @pytest.mark.engine
@@ -111,9 +128,11 @@ def test_questions_about_pictures_and_a_run_that_goes_on(tmp_path: Path) -> None
 @pytest.mark.engine
 def test_where_the_time_goes(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    argv = ["--rounds", "1", "--policies", "random", "--json", str(out)]
+    argv = ["--rounds", "1", "--policies", "random", "--requests", "2", "--json", str(out)]
     subprocess.run([sys.executable, "-m", "thriftree.benchmarks.vision.timing", *argv], check=True)
-    whole, pruned = json.loads(out.read_text())["samples"]
+    found = json.loads(out.read_text())
+    whole, pruned = found["samples"]
+    assert {(rate["row"], rate["tokens"]) for rate in found["rates"]} >= {("random", 1), (timing.WHOLE, 32)}
     assert whole["prompt"] - pruned["prompt"] == 576 - 64
     assert 0 < pruned["parts"]["selection"] < pruned["parts"]["encoder"]
     assert pruned["parts"]["prefill"] < whole["parts"]["prefill"]

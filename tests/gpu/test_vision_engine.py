@@ -54,7 +54,7 @@ def test_positions_that_nobody_corrects_are_seen(played: Any) -> None:
     if not played.reference.mrope:
         assert played.broken == []
         return
-    from .vision_engines import MIXED
+    from tests.engine.vision.conftest import MIXED
 
     several = [i for i, (_, vision, _) in enumerate(MIXED) if vision and vision.get("keep", 1.0) < 1.0]
     gaps = played.gaps(played.broken, played.asks())
@@ -79,9 +79,9 @@ def test_with_cuda_graphs(family: str) -> None:
         graphs = running.runner.compilation_config.cudagraph_mode
         single = running.run([alone])
         together = running.run(played.asks())
-    assert graphs.has_full_cudagraphs()
     assert max(played.gaps(single, [alone])) <= TOLERANCE
     assert max(played.gaps(together, played.asks())) <= TOLERANCE
+    assert graphs.has_full_cudagraphs()
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2.5-vl"])
