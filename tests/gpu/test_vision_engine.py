@@ -13,8 +13,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: it runs on a machine with a GPU"),
 ]
 
-#: Of a log-probability, float32 without TF32. On a CPU it is 4e-5; what positions of pruned rows do is above 2e-3.
-TOLERANCE = 5e-4
+#: Of a log-probability, float32 without TF32 (on a CPU 4e-5). The smallest mistake that was tried moves one by 4e-3.
+TOLERANCE = 2e-3
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen2.5-vl"])

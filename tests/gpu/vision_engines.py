@@ -19,7 +19,7 @@ from tests.engine.vision import scenarios
 from tests.engine.vision.conftest import LATER, Answers, mixed, stock_models
 from tests.engine.vision.pruned import Picks, expected, pruning, wish
 from tests.engine.vision.reference import Reference
-from tests.engine.vision.scenarios import SCENES, gap
+from tests.engine.vision.scenarios import Scene, gap
 from thriftree.kernels import vision_scores, vision_select
 from thriftree.plugins.engine.vision import model
 from thriftree.plugins.engine.vision.wish import WISH
@@ -119,9 +119,9 @@ def counted() -> Iterator[Counter[str]]:
 
 def last_row_alone(tokenizer: Any, family: str) -> Ask:
     """A prompt whose last chunk is one row of an image: its step looks like one of decoding."""
-    asked = wish(tokenizer, family, SCENES["last"], None)
+    asked = wish(tokenizer, family, Scene("Say in one word what is in this picture: *", ((700, 500),)), None)
     image = tokenizer.convert_tokens_to_ids("<image>" if family.startswith("llava") else "<|image_pad|>")
     before = list(asked.prompt).index(image)
-    keep = next(count for count in range(CHUNK // 2, 2 * CHUNK) if (before + count) % CHUNK == 1)
+    keep = next(count for count in range(CHUNK, 2 * CHUNK) if (before + count) % CHUNK == 1)
     vision = {"method": "random", "keep_tokens": keep}
     return replace(asked, prompt=asked.prompt[: before + 1], mm_kwargs={WISH: vision})
