@@ -104,7 +104,7 @@ def engine(name: str, compiled: bool = False) -> Iterator[tuple[Any, Clock]]:
 
 def cells(names: Sequence[str], keeps: Sequence[float]) -> dict[str, Any]:
     """row -> what a request says: all tokens, the first policy at every share, the others at the first share."""
-    found = {WHOLE: "off"}
+    found: dict[str, Any] = {WHOLE: "off"}
     for nth, policy in enumerate(policies(tuple(names))):
         for keep in keeps if nth == 0 else keeps[:1]:
             found[policy.name if len(keeps) == 1 else f"{policy.name} {100 * keep:.3g} %"] = policy.vision(keep)

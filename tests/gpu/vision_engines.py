@@ -25,6 +25,11 @@ from thriftree.plugins.engine.vision import model
 from thriftree.plugins.engine.vision.wish import WISH
 from thriftree.zoo import tiny_vision
 
+__all__ = [
+    "EXACT", "GRAPHS", "LATER", "SMALL", "WHOLE", "Played", "Reference", "engine", "last_row_alone", "mixed", "play",
+    "pruning", "scenarios", "stock_models", "tiny_vision", "wish",
+]  # fmt: skip
+
 #: Chunks that cut images.
 CHUNK = 48
 SMALL: dict[str, Any] = {
