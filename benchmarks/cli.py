@@ -11,6 +11,7 @@ _HELP = """usage: thriftree bench NAME ...
 
   speculation   token trees against plain vLLM and vLLM's own drafters, in one run, in turns
   kernels       tree attention against vLLM's own operator, work on cached rows against torch
+  kernels-gpu   the Triton kernels beside torch on a CUDA device, a CLIP tower's time with them
   kv            what answers lose when the KV cache is compressed, beside controls; requests at once; cost of a step
   vision        right answers about images when the language model gets fewer of their tokens, beside controls
   gateway       what the gateway adds to a request, and what it owes under load; LiteLLM's proxy beside it
@@ -41,6 +42,10 @@ def _kernels(argv: Sequence[str]) -> int:
     return 0
 
 
+def _kernels_gpu(argv: Sequence[str]) -> int:
+    return int(import_module("thriftree.kernels.gpu_bench.__main__").main(list(argv)))
+
+
 def _vision(argv: Sequence[str]) -> int:
     return int(import_module("thriftree.benchmarks.vision.parts").main(list(argv)))
 
@@ -55,6 +60,7 @@ def _all(argv: Sequence[str]) -> int:
 BENCHES: dict[str, Callable[[Sequence[str]], int]] = {
     "speculation": _speculation,
     "kernels": _kernels,
+    "kernels-gpu": _kernels_gpu,
     "kv": _kv,
     "vision": _vision,
     "gateway": _gateway,

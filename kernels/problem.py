@@ -119,5 +119,5 @@ def make(
     ancestors, depth = bits(parents)
     starts = torch.tensor([0, *map(len, parents)]).cumsum(0).int()
     ctx_lens = torch.tensor(ctx, dtype=torch.int32)
-    step = [part.to(device) for part in (table, starts, ctx_lens, ancestors, depth)]
+    step = (table.to(device), starts.to(device), ctx_lens.to(device), ancestors.to(device), depth.to(device))
     return Problem(query, key, value, key_cache, value_cache, *step, scale=dim**-0.5)
