@@ -57,6 +57,9 @@ class Metrics:
         self.visual_tokens_dropped = Counter(
             "visual_tokens_dropped", "Tokens of images that the language model did not get", ["method"], **made
         )
+        self.late_visual_tokens_dropped = Counter(
+            "late_visual_tokens_dropped", "Visual tokens that the late layers did not get", ["method"], **made
+        )
         self.ready = Gauge("ready", "1 while the server takes requests, 0 while it starts or drains", **made)
         self.tenant_tokens = Counter("tenant_tokens", "Tokens in and out", ["tenant", "kind"], **made)
         self.upstream_up = Gauge("upstream_up", "1 while the engine of --engine takes requests", ["engine"], **made)
@@ -88,6 +91,8 @@ class Metrics:
             self.bound(self.kv_blocks_freed, report.kv_method).inc(report.kv_blocks_freed)
         if report.vision_method is not None:
             self.bound(self.visual_tokens_dropped, report.vision_method).inc(report.vision_seen - report.vision_kept)
+        if report.late_method is not None:
+            self.bound(self.late_visual_tokens_dropped, report.late_method).inc(report.late_seen - report.late_kept)
         if not report.steps:
             return
         self.tokens_per_step.observe(report.completion_tokens / report.steps)

@@ -70,8 +70,8 @@ def _wait() -> None:
 
 
 @contextmanager
-def engine(name: str, compiled: bool = False) -> Iterator[tuple[Any, Clock]]:
-    """vLLM in this process with the shape `name`, and a clock on its parts."""
+def engine(name: str, compiled: bool = False, late_layer: int | None = None) -> Iterator[tuple[Any, Clock]]:
+    """vLLM in this process with the shape `name`, and a clock on its parts; `late_layer`: visual tokens may leave at."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -91,7 +91,7 @@ def engine(name: str, compiled: bool = False) -> Iterator[tuple[Any, Clock]]:
         limit_mm_per_prompt={"image": 1, "video": 0},
         enable_prefix_caching=False,
         mm_processor_cache_gb=0,
-        additional_config={"thriftree": {"vision": {}}},
+        additional_config={"thriftree": {"vision": {"late_layer": late_layer}}},
         **flags,
     )
     model = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
@@ -102,12 +102,20 @@ def engine(name: str, compiled: bool = False) -> Iterator[tuple[Any, Clock]]:
     yield llm, clock
 
 
-def cells(names: Sequence[str], keeps: Sequence[float]) -> dict[str, Any]:
-    """row -> what a request says: all tokens, the first policy at every share, the others at the first share."""
+def cells(names: Sequence[str], keeps: Sequence[float], late_layer: int | None = None) -> dict[str, Any]:
+    """row -> what a request says: all tokens, the first policy at every share, the others at the first share.
+
+    With a late layer also: whole images whose tokens leave there, all or but the first share, and the first policy's.
+    """
     found: dict[str, Any] = {WHOLE: "off"}
     for nth, policy in enumerate(policies(tuple(names))):
         for keep in keeps if nth == 0 else keeps[:1]:
             found[policy.name if len(keeps) == 1 else f"{policy.name} {100 * keep:.3g} %"] = policy.vision(keep)
+    if late_layer is not None:
+        whole, first = {"method": "random", "keep": 1.0}, next(iter(list(found.items())[1:]))
+        found[f"leave at {late_layer}"] = {**whole, "late": {"keep": 0.0}}
+        found[f"leave at {late_layer}, attention"] = {**whole, "late": {"keep": keeps[0]}}
+        found[f"{first[0]}, leave at {late_layer}"] = {**first[1], "late": {"keep": 0.0}}
     return found
 
 
@@ -134,8 +142,12 @@ def measure(llm: Any, clock: Clock, shape: shapes.Shape, wishes: dict[str, Any],
 def _first_token(llm: Any, shape: shapes.Shape, draw: np.random.Generator, vision: Any) -> int:
     from vllm import SamplingParams
 
-    request = shape.request(draw, vision)
-    output = llm.generate(request, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)[0]
+    extra = None
+    if isinstance(vision, dict) and "late" in vision:
+        extra = {"thriftree": {"late": vision["late"]}}
+        vision = {name: value for name, value in vision.items() if name != "late"}
+    params = SamplingParams(temperature=0, max_tokens=1, extra_args=extra)
+    output = llm.generate(shape.request(draw, vision), params, use_tqdm=False)[0]
     return len(output.prompt_token_ids)
 
 
@@ -162,6 +174,7 @@ def parser() -> argparse.ArgumentParser:
     add("--policies", nargs="+", default=["divprune", "hiprune", "visionzip", "random"], metavar="NAME")
     shares = "of an image's tokens; the first for all policies, the others for the first (default: a ninth, 64 of 576)"
     add("--keep", type=float, nargs="+", default=[1 / 9], metavar="SHARE", help=shares)
+    add("--late-layer", type=int, metavar="L", help="rows too whose visual tokens leave at layer L")
     add("--rounds", type=int, default=9, help="turns of every row (default: 9)")
     add("--requests", type=int, default=0, help="at once, to measure throughput too (default: 0, not measured)")
     add("--compiled", action="store_true", help="vLLM's compiler and CUDA graphs (default: eager)")
@@ -174,7 +187,7 @@ def main(argv: list[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else _PAGE)
     try:
         args = parser().parse_args(argv)
-        wishes = cells(args.policies, args.keep)
+        wishes = cells(args.policies, args.keep, args.late_layer)
         if not all(0 < keep <= 1 for keep in args.keep) or args.rounds < 1 or args.requests < 0:
             raise ValueError("--keep must be above 0 and at most 1, --rounds at least 1, --requests not negative")
     except SystemExit as leaving:  # argparse has said it
@@ -184,7 +197,7 @@ def main(argv: list[str]) -> int:
         return 2
     found = machine.conditions(["vision", "--only", "time", *argv])
     shape, served = shapes.SHAPES[args.shape], list[Rate]()
-    with engine(args.shape, args.compiled) as (llm, clock):
+    with engine(args.shape, args.compiled, args.late_layer) as (llm, clock):
         samples = measure(llm, clock, shape, wishes, args.rounds)
         if args.requests:
             two = dict(list(wishes.items())[:2])

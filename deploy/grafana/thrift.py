@@ -148,12 +148,16 @@ _VISION = Row(
     (
         Panel(
             "Visual tokens dropped by method",
-            "Tokens a second of images that the language model did not get, of requests with `thrift.vision`",
+            "Tokens a second of images that the language model, or its late layers, did not get (`thrift.vision`)",
             "short",
             (
                 Query(
                     f"sum by (method) (rate(thriftree_visual_tokens_dropped_total{_HERE}[$__rate_interval]))",
                     "{{method}}",
+                ),
+                Query(
+                    f"sum by (method) (rate(thriftree_late_visual_tokens_dropped_total{_HERE}[$__rate_interval]))",
+                    "{{method}}, late layers",
                 ),
             ),
         ),

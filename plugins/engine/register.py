@@ -96,6 +96,7 @@ def _check_contracts(processor: Any) -> None:
     from thriftree.plugins.engine.kv.plan import check_room
     from thriftree.plugins.engine.kv.support import terms_of
     from thriftree.plugins.engine.vision.support import settings_of
+    from thriftree.plugins.engine.vision.wish import forget
     from thriftree.plugins.kv_cache.request import Terms
 
     def terms(mine: Any) -> Any:
@@ -133,6 +134,8 @@ def _check_contracts(processor: Any) -> None:
                 contract = read_contract(params.extra_args[EXTRA_ARGS_KEY])
                 check_late(contract, len(tokens), settings_of(self.model_config).terms)
             except ValueError as error:
+                hashes = [one.mm_hash or one.identifier for one in request.mm_features or ()]
+                forget(self.renderer.mm_processor_cache, hashes)
                 raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{EXTRA_ARGS_KEY}") from error
         return request
 

@@ -97,6 +97,9 @@ def test_rows_of_the_clock() -> None:
     assert list(timing.cells(["divprune"], [0.5])) == [timing.WHOLE, "divprune"]
     several = timing.cells(["divprune", "visionzip"], [0.11, 0.5])
     assert list(several) == [timing.WHOLE, "divprune 11 %", "divprune 50 %", "visionzip 11 %"]
+    late = timing.cells(["divprune"], [0.5], 4)
+    assert list(late)[2:] == ["leave at 4", "leave at 4, attention", "divprune, leave at 4"]
+    assert [one["late"]["keep"] for one in list(late.values())[2:]] == [0.0, 0.5, 0.0]
     assert several["divprune 50 %"] == {"method": "divprune", "keep": 0.5}
 
 

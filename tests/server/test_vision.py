@@ -31,18 +31,21 @@ class Seeing(FakeEngine):
     """Reports two images, as the engine client does: one pruned, one whole."""
 
     images: tuple[tuple[str | None, int, int], ...] = (("divprune", 576, 144), (None, 64, 64))
+    late: tuple[tuple[int, str, int, int], ...] = ()  # of each choice
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         contract = CURRENT.get()
         if contract is not None:
             for image in self.images:
                 contract.report.count_vision(*image)
+            for choice in self.late:
+                contract.report.count_late(*choice)
         await super().__call__(scope, receive, send)
 
 
 async def ask(gateway: Gateway, body: Any, terms: Terms = TERMS, **more: Any) -> tuple[Answer, Any, Any]:
     engine = Seeing([more.pop("answer", ANSWER)], more.pop("kind", "application/json"))
-    engine.images = more.pop("images", Seeing.images)
+    engine.images, engine.late = more.pop("images", Seeing.images), more.pop("late", ())
     app, state = gateway(engine)
     state.capabilities = replace(state.capabilities, vision=terms)
     return await call(app, "POST", CHAT, {"messages": [IMAGE], **body}), engine, state
@@ -75,6 +78,29 @@ async def test_nothing_dropped_is_exact_and_not_counted(gateway: Gateway) -> Non
     assert "thriftree_visual_tokens_dropped_total{" not in state.metrics.render().decode()
 
 
+LATE = replace(TERMS, late_layer=8, step_tokens=2048)
+
+
+async def test_late_layers(gateway: Gateway) -> None:
+    """A request that asks for these alone keeps its images whole before them; two choices are counted as two."""
+    more: Any = {"images": ((None, 576, 576),), "late": ((8, "drop", 576, 0),) * 2}
+    answer, engine, state = await ask(gateway, {"thrift": {"vision": {"late": {}}}}, LATE, **more)
+    late = {"keep": 0.0, "method": "drop"}
+    assert engine.contracts[0].thrift["vision"] == {"method": "divprune", "keep": 1.0, "late": late}
+    thrift = answer.json["usage"]["thrift"]
+    assert thrift["vision"]["late"] == {"layer": 8, "method": "drop", "tokens_seen": 1152, "tokens_kept": 0}
+    assert thrift["vision"]["method"] is None and thrift["exact"] is False
+    metrics = state.metrics.render().decode()
+    assert 'thriftree_late_visual_tokens_dropped_total{method="drop"} 1152.0' in metrics
+    assert "thriftree_visual_tokens_dropped_total{" not in metrics
+
+
+async def test_late_layers_that_nothing_left_at(gateway: Gateway) -> None:
+    more: Any = {"images": ((None, 576, 576),), "late": ((8, "attention", 576, 576),)}
+    answer, *_ = await ask(gateway, {"thrift": {"vision": {"late": {"keep": 0.2}}}}, LATE, **more)
+    assert answer.json["usage"]["thrift"]["exact"] is True
+
+
 @pytest.mark.parametrize(
     ("vision", "terms", "param", "code"),
     [
@@ -82,6 +108,9 @@ async def test_nothing_dropped_is_exact_and_not_counted(gateway: Gateway) -> Non
         ({"method": "hiprune"}, TERMS, "thrift.vision.method", "thrift_unsupported"),
         ({"keep": 0.5}, replace(TERMS, max_keep=0.25), "thrift.vision.keep", "thrift_forbidden"),
         ({"keep": 0.5}, Terms(reason="this model sees no images"), "thrift.vision", "thrift_unsupported"),
+        ({"late": {}}, TERMS, "thrift.vision.late", "thrift_unsupported"),
+        ({"late": {"keep": 2}}, LATE, "thrift.vision.late.keep", "thrift_invalid"),
+        ({"late": 0.5}, LATE, "thrift.vision.late", "thrift_invalid"),
     ],
 )
 async def test_refused(gateway: Gateway, vision: Any, terms: Terms, param: str, code: str) -> None:

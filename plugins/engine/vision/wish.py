@@ -7,7 +7,7 @@ the two: the task's contract goes along as an argument that no client can send, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,13 +45,16 @@ def carry(renderer: Any, terms: Terms | None = None) -> None:
     `terms`: what the engine grants, for what is known only with the prompt.
     """
     prunes = getattr(renderer.mm_processor, "takes_wishes", False)
-    renderer._process_multimodal_async = carrying(renderer._process_multimodal_async, prunes, terms)
+    cache = getattr(renderer, "mm_processor_cache", None)
+    renderer._process_multimodal_async = carrying(renderer._process_multimodal_async, prunes, terms, cache)
 
 
 def carrying(
-    process: Callable[..., Awaitable[Any]], prunes: bool = True, terms: Terms | None = None
+    process: Callable[..., Awaitable[Any]], prunes: bool = True, terms: Terms | None = None, cache: Any = None
 ) -> Callable[..., Awaitable[Any]]:
     """`process` with the wish of the request that this task serves, where the processor `prunes`.
+
+    `cache`: the processor's. It takes the engine to have all that it has seen, so what is refused here leaves it.
 
     Raises:
         VLLMValidationError: of what is returned, for more visual tokens than the request's key may use, or a prompt
@@ -66,14 +69,25 @@ def carrying(
         wish = Wish(contract.thrift["vision"])
         given = {**(mm_processor_kwargs or {}), WISH: wish} if prunes else mm_processor_kwargs
         result = await process(*args, mm_processor_kwargs=given, **kwargs)
-        _hold(result, contract.max_visual_tokens)
-        _check_late(wish.vision, result, terms or Terms())
+        try:
+            _hold(result, contract.max_visual_tokens)
+            _check_late(wish.vision, result, terms or Terms())
+        except VLLMValidationError:
+            forget(cache, [name for names in result["mm_hashes"].values() for name in names])
+            raise
         images = wish.images if prunes else [Pruned(n, n, None) for n in _lengths(result, "image")]
         for image in images:
             contract.report.count_vision(image.method, image.rows, image.keep)
         return result
 
     return _process_multimodal_async
+
+
+def forget(cache: Any, hashes: Iterable[str]) -> None:
+    """Take images out of a processor's cache that the engine will not get: without that the next request is refused."""
+    for name in hashes:
+        if cache is not None:
+            cache.invalidate(name)
 
 
 def _check_late(vision: Resolved, result: Any, terms: Terms) -> None:

@@ -17,7 +17,7 @@ from thriftree.plugins.engine.vision.wish import WISH
 from thriftree.plugins.vision.image import Image, Selection
 
 from ..engines import Ask, Engine, engine
-from .reference import Reference, Reply
+from .reference import Prompt, Reference, Reply
 from .scenarios import SCENES, Scene, ask, flags
 
 OPTIONS: dict[str, Any] = {"thriftree": {"vision": {}}}
@@ -89,9 +89,8 @@ def _questions(reference: Reference, prompt: Sequence[int]) -> list[tuple[int, .
     return questions(prompt, reference.image_token, special_ids(tokenizer), frame)
 
 
-def expected(reference: Reference, picks: Picks, asked: Ask) -> Reply:
-    """What a request must answer, given the rows that the engine picked."""
-    assert asked.params.max_tokens is not None
+def laid_out(reference: Reference, picks: Picks, asked: Ask) -> Prompt:
+    """A request for the reference, given the rows that the engine picked."""
     seen = [reference.see(image) for image in asked.images]
     vision = (asked.mm_kwargs or {}).get(WISH, "off")
     if vision == "off" or vision.get("keep") == 1.0:
@@ -100,4 +99,10 @@ def expected(reference: Reference, picks: Picks, asked: Ask) -> Reply:
         asks = _questions(reference, asked.prompt)
         choices = [picks.of(vision, one.features, question) for one, question in zip(seen, asks, strict=True)]
         assert all(choice is not None for choice in choices), f"no rows were picked for {vision}"
-    return reference.generate(reference.lay_out(asked.prompt, seen, choices), asked.params.max_tokens)
+    return reference.lay_out(asked.prompt, seen, choices)
+
+
+def expected(reference: Reference, picks: Picks, asked: Ask) -> Reply:
+    """What a request must answer, given the rows that the engine picked."""
+    assert asked.params.max_tokens is not None
+    return reference.generate(laid_out(reference, picks, asked), asked.params.max_tokens)
