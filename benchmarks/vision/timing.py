@@ -71,7 +71,7 @@ def _wait() -> None:
 
 @contextmanager
 def engine(name: str, compiled: bool = False, late_layer: int | None = None) -> Iterator[tuple[Any, Clock]]:
-    """vLLM in this process with the shape `name`, and a clock on its parts; `late_layer`: visual tokens may leave at."""
+    """vLLM in this process with the shape `name`, and a clock on its parts; at `late_layer` visual tokens may leave."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

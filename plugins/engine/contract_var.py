@@ -59,7 +59,6 @@ class Report:
         if kept < seen:
             self.exact = False
 
-
     def count_late(self, layer: int, method: str, seen: int, kept: int) -> None:
         """Add one choice: visual tokens before layer `layer`, and of those the ones that it and later ones had."""
         self.late_layer, self.late_method = layer, method

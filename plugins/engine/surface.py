@@ -129,6 +129,18 @@ SURFACE = {
     "vllm.v1.worker.gpu.model_states:resolve_model_state_cls": "882df2f1f754",
     "vllm.v1.worker.gpu.model_states.default:DefaultModelState.prepare_inputs": "f545e5c36d6d",
     "vllm.model_executor.layers.attention.mm_encoder_attention:MMEncoderAttention.forward": "497ccff2d17a",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._model_forward": "6927888f6e48",
+    "vllm.v1.worker.cpu_model_runner:CPUModelRunner.load_model": "d806028f1b28",
+    "vllm.v1.worker.block_table:BlockTable.get_numpy_array": "23ac41948b33",
+    "vllm.v1.worker.block_table:BlockTable.get_device_tensor": "8d5c003c8ebc",
+    "vllm.v1.worker.utils:AttentionGroup.build_metadata": "e61ea7c0ba66",
+    "vllm.v1.core.sched.scheduler:Scheduler.schedule": "85218c7b0c0f",
+    "vllm.forward_context:ForwardContext": "1c29c934081d",
+    "vllm.model_executor.layers.attention.attention:Attention.forward": "2f28ebf2f69e",
+    "vllm.model_executor.models.llama:LlamaDecoderLayer.forward": "b435473ad2ae",
+    "vllm.model_executor.models.qwen2:Qwen2DecoderLayer.forward": "b435473ad2ae",
+    "vllm.model_executor.models.qwen3:Qwen3DecoderLayer.forward": "b435473ad2ae",
+    "vllm.multimodal.cache.base:BaseMultiModalProcessorCache.invalidate": "28be20afac58",
 }
 
 

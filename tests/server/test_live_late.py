@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.server.bad_requests import CHAT_PATH
+from tests.server.broken_images import data_url, saved
 from tests.server.live import LiveServer
 from tests.server.test_live_images import BLUE, FLAGS, RED, ask, shown
 from thriftree.zoo import tiny_vision
@@ -75,18 +76,20 @@ def test_requests_at_once_do_not_mix(server: LiveServer) -> None:
 @pytest.mark.parametrize(
     ("thrift", "pictures", "param"),
     [
-        ({"vision": {"late": {"keep": 2}}}, 1, "thrift.vision.late.keep"),
         ({"vision": {"late": {"keep": 0.5}}}, 4, "thrift.vision.late.method"),  # 576 tokens, and a step has 512
+        ({"vision": {"late": {"keep": 2}}}, 1, "thrift.vision.late.keep"),
         ({"speculation": "auto"}, 1, "thrift.speculation"),
         ({"kv": {"budget": 64}}, 1, "thrift.kv"),
     ],
 )
 def test_what_cannot_be(server: LiveServer, thrift: Any, pictures: int, param: str) -> None:
-    body = {"model": "tiny", "messages": [shown(*[RED, BLUE, RED, BLUE][:pictures])], "thrift": thrift}
-    for _ in range(2):  # what is refused is not taken to be at the engine
-        answer = httpx.post(f"{server.url}{CHAT_PATH}", json=body, timeout=60)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
-    assert vision(ask(server, shown(RED, BLUE)))[1]["tokens_kept"] == 288
+    new = [data_url(saved("PNG", mode=mode)) for mode in ("L", "LA")]
+    body = {"model": "tiny", "messages": [shown(*(new * 2)[:pictures])], "thrift": thrift}
+    answer = httpx.post(f"{server.url}{CHAT_PATH}", json=body, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+    assert vision(ask(server, shown(*new)))[1]["tokens_kept"] == 288, (
+        "what was refused is not taken to be at the engine"
+    )
 
 
 def test_the_method_table_and_the_counter(server: LiveServer) -> None:

@@ -87,6 +87,9 @@ def test_rows_of_images_alone() -> None:
     features = [feature("image", 2, 4, [False, True, True, False]), feature("video", 8, 3), feature("image", 12, 2)]
     fate = fate_of(params({"keep": 0}), 20, features)
     assert fate is not None and fate.visual.tolist() == [3, 4, 12, 13] and not fate.last
+    text = SimpleNamespace(extra_args={EXTRA_ARGS_KEY: '{"late": {"keep": 0}}'}, prompt_logprobs=None)
+    said = fate_of(text, 20, features)
+    assert said is not None and said.late == fate.late, "as a stock server's client says it"
     assert fate_of(params({"keep": 1}), 20, features) is None
     assert fate_of(params({"keep": 0}), 20, [feature("video", 8, 3)]) is None
     assert fate_of(SimpleNamespace(extra_args=None), 20, features) is None
