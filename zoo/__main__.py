@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m thriftree.zoo
         command.add_argument("name", nargs="?", default=smollm2.NAME, help="a name from `list` (default: %(default)s)")
     commands.add_parser("list", help="what there is, and what is in the cache")
     commands.add_parser("mend", help="mend the CUDA wheels beside a CPU torch, where there are any")
-    train = commands.add_parser(shapes_vl.NAME, help="train the vision model of the house anew (minutes)")
+    train = commands.add_parser(shapes_vl.NAME, help="train that vision model anew (minutes on a GPU, days without)")
     train.add_argument("--out", type=Path, help="the folder that it appears in (default: one in the cache)")
     args = parser.parse_args(argv)
     try:

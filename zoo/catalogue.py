@@ -36,7 +36,7 @@ def resolve(model: str, progress: Say = say) -> tuple[str, str | None]:
 def lines() -> list[str]:
     """What there is, and what is in the cache, for people."""
     rows = [(smollm2.NAME, "the default", (smollm2.path() / cache.STAMP).exists())]
-    rows.append((shapes_vl.NAME, "answers questions about drawn shapes; to be trained", False))
+    rows.append((shapes_vl.NAME, "answers questions about drawn shapes (images)", True))
     for name, shape in tiny.SHAPES.items():
         ready = (cache.models() / f"tiny-{name}" / cache.STAMP).exists()
         rows.append((name, f"tiny, random: {shape.summary}", ready))

@@ -7,24 +7,14 @@ import subprocess
 import sys
 from importlib import import_module
 
-from thriftree.zoo import shapes_vl
-from thriftree.zoo.cache import ZooError
-
 #: part -> its module, and its flags where all parts run
 PARTS: dict[str, tuple[str, list[str]]] = {"quality": ("main", []), "time": ("timing", ["--rounds", "3"])}
-_NO_MODEL = "thriftree bench vision: no model to ask questions: {}; --model FOLDER names one. Time alone is measured"
 
 
 def main(argv: list[str]) -> int:
     """Without flags all parts in their short forms; flags are those of one part, of quality unless it is named."""
     if not argv:
-        parts = dict(PARTS)
-        try:
-            shapes_vl.ensure()
-        except ZooError as error:
-            print(_NO_MODEL.format(error), file=sys.stderr)
-            del parts["quality"]
-        return max(_apart(*part) for part in parts.values())
+        return max(_apart(*part) for part in PARTS.values())
     which = argparse.ArgumentParser(prog="thriftree bench vision", add_help=False, allow_abbrev=False)
     which.add_argument("--only", choices=PARTS, default="quality")
     try:

@@ -69,7 +69,7 @@ def _attend(
         low = tl.maximum(0, ctx - WINDOW + 1)
     tiles = tl.cdiv(ctx - low, N)
     per_split = tl.cdiv(tiles, splits)
-    first = split * per_split
+    first = tl.minimum(tiles, split * per_split)
     last = tl.minimum(tiles, first + per_split)
     steps = tl.where(split == splits - 1, tl.cdiv(rows, N), 0)
     for tile in range(first, last + steps):

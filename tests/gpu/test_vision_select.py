@@ -27,7 +27,7 @@ WHOLE = [(576, 64), (576, 288), (576, 576), (2880, 288)]
 def image(count: int, dtype: torch.dtype) -> Tensor:
     """Rows with neighbours that are alike, as a tower gives them."""
     values = torch.randn(count // 4, 1024, generator=torch.Generator().manual_seed(2)).repeat_interleave(4, 0)
-    values += 0.3 * torch.randn(count, 1024, generator=torch.Generator().manual_seed(3))
+    values += 0.3 * torch.randn(len(values), 1024, generator=torch.Generator().manual_seed(3))
     return torch.nn.functional.normalize(values, dim=-1).to("cuda", dtype)
 
 

@@ -44,6 +44,13 @@ def test_attention(kernel: Any, options: dict[str, Any], row_major: bool) -> Non
     assert worst(kernel, p, row_major=row_major, **options) <= LOOSE * 4e-6
 
 
+def test_more_splits_than_the_window_has_tiles(kernel: Any) -> None:
+    """The last split brings the tree's own rows, whatever is left of the context."""
+    tree = problem.random_parents(8, random.Random(2))
+    p = problem.make([tree], [700], heads=2, kv_heads=1, dim=16, block=32, device=DEVICE)
+    assert worst(kernel, p, sliding_window=40) <= LOOSE * 4e-6
+
+
 def test_more_rows_than_a_word(kernel: Any) -> None:
     tree = problem.random_parents(70, random.Random(1))
     p = problem.make([tree], [40], heads=2, kv_heads=2, dim=16, block=32, device=DEVICE)

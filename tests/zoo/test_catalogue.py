@@ -23,7 +23,7 @@ def test_zoo_names_become_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_weights_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shapes_vl, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(ZooError, match="shapes-vl has no weights in this release"):
+    with pytest.raises(ZooError, match="shapes-vl is not in this installation"):
         shapes_vl.ensure()
 
 

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 from vllm import SamplingParams
 
-from tests.zoo.shapes_vl.weights import needs_weights
 from thriftree.zoo import shapes_vl
 from thriftree.zoo.shapes_vl.items import Item, held_out
 
 from ..engines import engine
 
-pytestmark = [pytest.mark.engine, needs_weights]
+pytestmark = pytest.mark.engine
 
 
 def conversation(item: Item) -> list[Any]:
@@ -34,5 +33,4 @@ def test_stock_vllm_serves_it() -> None:
         turns += [{"role": "user", "content": f"Is there a {items[0].answer} cross?"}]
         assert running.llm.chat(turns, params, use_tqdm=False)[0].outputs[0].text in ("yes", "no")
     wrong = Counter(item.kind for item, answer in zip(items, said, strict=True) if not item.right(answer))
-    assert wrong.total() <= 0.05 * len(items), wrong
-    assert max(wrong.values(), default=0) <= 0.2 * 40, wrong
+    assert wrong.total() <= 0.02 * len(items), wrong

@@ -6,14 +6,11 @@ import hashlib
 import json
 from dataclasses import asdict
 
-from tests.zoo.shapes_vl.weights import needs_weights
 from thriftree.zoo import cache, shapes_vl
 from thriftree.zoo.cpu_wheels import repair
 from thriftree.zoo.shapes_vl import judge
 from thriftree.zoo.shapes_vl.items import held_out
 from thriftree.zoo.shapes_vl.train import Recipe
-
-pytestmark = needs_weights
 
 
 def test_the_weights_are_those_of_the_recipe() -> None:
@@ -45,4 +42,4 @@ def test_names_and_types_of_the_weights() -> None:
 def test_transformers_loads_it_and_it_answers() -> None:
     repair()
     items = held_out(112)
-    assert judge.shares(items, judge.answers(shapes_vl.ensure(), items))["all"] >= 0.93
+    assert judge.shares(items, judge.answers(shapes_vl.ensure(), items))["all"] >= 0.98
