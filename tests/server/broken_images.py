@@ -18,6 +18,12 @@ def data_url(content: bytes, mime: str = "image/png") -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
+def url_of(image: Image.Image) -> str:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return data_url(out.getvalue())
+
+
 def saved(kind: str, side: tuple[int, int] = (TINY_PNG_SIDE, TINY_PNG_SIDE), mode: str = "RGB", **more: Any) -> bytes:
     """A plain picture in some format."""
     image = Image.linear_gradient("L").resize(side).convert("RGB" if mode in ("P", "I;16") else mode)

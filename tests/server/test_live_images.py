@@ -9,10 +9,10 @@ import httpx
 import pytest
 
 from tests.server.bad_requests import CHAT_PATH
-from tests.server.broken_images import bodies, body, contents, data_url, saved
+from tests.server.broken_images import bodies, body, contents, data_url, saved, url_of
 from tests.server.live import LiveServer
 from tests.server.test_fuzz import check
-from thriftree.zoo import tiny_vision
+from thriftree.zoo.shapes_vl.items import Item, held_out
 
 pytestmark = pytest.mark.live
 FLAGS = ["--enforce-eager", "--max-model-len", "1024", "--served-model-name", "tiny", "--dtype", "float32"]
@@ -27,7 +27,7 @@ FINE = (
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    flags = [str(tiny_vision.ensure("llava")), *FLAGS, "--limit-mm-per-prompt", '{"image": 4}']
+    flags = ["zoo:shapes-vl", *FLAGS, "--limit-mm-per-prompt", '{"image": 4}']
     with LiveServer(tmp_path_factory.mktemp("images"), flags) as running:
         yield running
 
@@ -70,6 +70,22 @@ def counts(answer: Any) -> tuple[int, Any]:
     """Tokens of the prompt beyond the first image's rows, and what is said of images."""
     usage = answer["usage"]
     return usage["prompt_tokens"], usage["thrift"]["vision"]
+
+
+def right(server: LiveServer, items: list[Item], **vision: Any) -> float:
+    """Share of right answers."""
+    asked = [shown(url_of(item.image), text=item.question) for item in items]
+    answers = [ask(server, message, thrift={"vision": vision or "off"}) for message in asked]
+    said = [answer["choices"][0]["message"]["content"] for answer in answers]
+    return sum(item.right(words) for item, words in zip(items, said, strict=True)) / len(items)
+
+
+def test_right_answers_from_a_ninth_of_the_tokens(server: LiveServer) -> None:
+    """And not from any ninth."""
+    items = held_out(28)
+    assert right(server, items) >= 0.95
+    assert right(server, items, method="divprune", keep=0.11) >= 0.95
+    assert right(server, items, method="random", keep=0.11) <= 0.7
 
 
 def test_fewer_tokens_of_an_image(server: LiveServer) -> None:
