@@ -6,7 +6,7 @@ blocks), and follows the engine's schedule step by step, since what survives dep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,15 +55,18 @@ class Reference:
     plan: Plan | None
     places: Sequence[Place]
     evicts: bool = True
+    rotate: Callable[[Tensor, Tensor], Tensor] | None = None  # rows of places in the text; None: as in any Llama
     layers: list[list[Head]] = field(default_factory=list)
     length: int = 0
     flips: int = 0  # choices between rows that score alike, where rounding decided otherwise in the engine
 
     def __post_init__(self) -> None:
-        c = self.model.config
+        c = self.model.config.get_text_config()
+        self.body = getattr(self.model.model, "language_model", self.model.model)
         self.heads, self.group = c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads
         self.dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        self.rope = Rope(self.model.model.rotary_emb.inv_freq.float())
+        self.rope = Rope(self.body.rotary_emb.inv_freq.float())
+        self.turn = self.rotate or self.rope.rotate
         empty = torch.empty(0, self.dim)
         none = torch.empty(0)
         for _ in self.places:
@@ -74,29 +77,27 @@ class Reference:
         self.full_at, self.chose_by = 0, torch.empty(0)
 
     @torch.no_grad()
-    def step(self, tokens: list[int], chosen: list[list[list[Tensor]]]) -> Tensor:
-        """Log-probabilities ``[n, vocabulary]`` after each of these tokens; then the events that are due.
+    def step(self, x: Tensor, chosen: list[list[list[Tensor]]]) -> Tensor:
+        """Log-probabilities ``[n, vocabulary]`` after each of the rows ``x [n, hidden]``; then the events that are due.
 
         `chosen`: for each layer, what the engine kept at its events so far (positions of each head, sorted).
         """
-        body = self.model.model
-        x = body.embed_tokens(torch.tensor(tokens))
-        at = torch.arange(self.length, self.length + len(tokens))
-        for index, weights in enumerate(body.layers):
+        at = torch.arange(self.length, self.length + len(x))
+        for index, weights in enumerate(self.body.layers):
             x = x + self._attend(weights.self_attn, weights.input_layernorm(x), index, at)
             x = x + weights.mlp(weights.post_attention_layernorm(x))
-        self.length += len(tokens)
+        self.length += len(x)
         if self.plan is not None and isinstance(self.plan.method, ReadMethod):
             if self.evicts:
                 self._choose(self.plan.method)
         else:
             for index in range(len(self.layers)):
                 self._event(index, chosen[index])
-        return self.model.lm_head(body.norm(x)).float().log_softmax(-1)
+        return self.model.lm_head(self.body.norm(x)).float().log_softmax(-1)
 
     def _attend(self, a: Any, x: Tensor, index: int, at: Tensor) -> Tensor:
-        q = self.rope.rotate(a.q_proj(x).view(-1, self.heads, self.group, self.dim).permute(1, 2, 0, 3), at)
-        k = self.rope.rotate(a.k_proj(x).view(-1, self.heads, self.dim).transpose(0, 1), at)
+        q = self.turn(a.q_proj(x).view(-1, self.heads, self.group, self.dim).permute(1, 2, 0, 3), at)
+        k = self.turn(a.k_proj(x).view(-1, self.heads, self.dim).transpose(0, 1), at)
         v = a.v_proj(x).view(-1, self.heads, self.dim).transpose(0, 1)
         self.queries[index] = torch.cat((self.queries[index], q), 2)
         outs = []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from vllm import SamplingParams
 
@@ -114,27 +116,47 @@ def places(running: Engine) -> list[Place]:
     return [found[index] for index in sorted(found)]
 
 
+@dataclass(frozen=True)
+class Laid:
+    """A prompt as the model reads it, where that is not one row for each token id."""
+
+    rows: Tensor  # [L, hidden]
+    rotate: Callable[[Tensor, Tensor], Tensor] | None = None  # see `Reference`
+
+
 def replay(
-    model: Any, running: Engine, record: list[Pass], ask: Ask, answer: Any, evicts: bool = True
+    model: Any,
+    running: Engine,
+    record: list[Pass],
+    ask: Ask,
+    answer: Any,
+    evicts: bool = True,
+    laid: Laid | None = None,
 ) -> tuple[float, int]:
     """Largest difference of a log-probability of the engine's top tokens (inf where the greedy token differs), and the
     number of rows that were kept for others that score alike."""
-    found = [_replay(model, running, part, ask, answer, evicts) for part in record if part.chunks]
+    embed = model.get_input_embeddings()
+    given = laid or Laid(embed(torch.tensor(ask.prompt)).detach())
+    found = [_replay(model, running, part, ask, answer, evicts, given) for part in record if part.chunks]
     last = record[-1]
-    assert last.hit + sum(last.chunks) == len(ask.prompt) + len(answer.tokens[0]) - 1
+    assert last.hit + sum(last.chunks) == len(given.rows) + len(answer.tokens[0]) - 1
     return max(worst for worst, _ in found), sum(flips for _, flips in found)
 
 
-def _replay(model: Any, running: Engine, part: Pass, ask: Ask, answer: Any, evicts: bool) -> tuple[float, int]:
-    plan = running.runner.compression.plan(ask.params, len(ask.prompt))
-    reference = Reference(model, plan, places(running), evicts)
+def _replay(
+    model: Any, running: Engine, part: Pass, ask: Ask, answer: Any, evicts: bool, laid: Laid
+) -> tuple[float, int]:
+    prompt = len(laid.rows)
+    plan = running.runner.compression.plan(ask.params, prompt)
+    reference = Reference(model, plan, places(running), evicts, laid.rotate)
     chosen = [list(part.kept.get(index, ())) for index in range(len(reference.layers))]
-    text, worst = [*ask.prompt, *answer.tokens[0]], 0.0
+    answered = model.get_input_embeddings()(torch.tensor(answer.tokens[0])).detach()
+    text, worst = torch.cat((laid.rows, answered)), 0.0
     done = 0
     for rows in [part.hit, *part.chunks] if part.hit else part.chunks:
         said = reference.step(text[done : done + rows], chosen)
         for row in range(rows):
-            emitted = done + row + 1 - len(ask.prompt)
+            emitted = done + row + 1 - prompt
             if emitted < part.known:
                 continue
             if int(said[row].argmax()) != answer.tokens[0][emitted]:
