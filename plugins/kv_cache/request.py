@@ -16,7 +16,7 @@ SINKS, RECENT = 4, 32  # where a request does not say
 #: What every method takes; the rest of an object is the method's own.
 SHARED = ("method", "budget", "keep", "max_budget", "sinks", "recent", "defer", "per_head")
 _MOST = 1 << 20  # of any count of tokens
-NOT_HERE = "this server was started without KV compression (--thrift off or --kv-compression off)"
+NOT_HERE = "this server was started without KV compression (--thrift off, --kv-compression off or --vision-late-layer)"
 
 #: What the engine gets: "off", or a method with all its parameters.
 Resolved = str | dict[str, Any]
