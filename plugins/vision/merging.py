@@ -15,7 +15,8 @@ _STEPS = 2.0**20  # a cosine is rounded, so that equal rows tie whatever the ord
 def cosine(left: Tensor, right: Tensor) -> Tensor:
     """``[A, B]`` float32 of ``[A, C]`` and ``[B, C]``; a row of zeros is like nothing (0)."""
     unit = torch.nn.functional.normalize
-    return ((unit(left.float(), dim=-1) @ unit(right.float(), dim=-1).T) * _STEPS).round() / _STEPS
+    likeness = unit(left.float(), dim=-1) @ unit(right.float(), dim=-1).T
+    return likeness.mul_(_STEPS).round_().div_(_STEPS)
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,22 @@ class Groups:
         """``[m]`` int64: how many rows each stands for; the sum is N less those dropped."""
         return torch.bincount(self.owner[self.owner >= 0], minlength=len(self.owner))[self.rows]
 
-    def means(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
+    def means(self, values: Tensor, weights: Tensor | None = None, of: Tensor | None = None) -> Tensor:
         """``[m, C]`` float32: the mean over each group of ``values [N, C]``, by ``weights [N]`` if given.
 
-        A group without weight gets its plain mean.
+        A group without weight gets its plain mean. `of`: only these of `rows`; what it costs goes by their groups.
         """
-        one = torch.ones(len(self.owner), device=values.device) if weights is None else weights.float()
-        whole = self._sums(one[:, None])[self.owner.clamp(min=0), 0]
-        one = torch.where(whole > 0, one / whole, 1.0)[:, None]
-        rows = self.rows
-        return self._sums(values.float() * one)[rows] / self._sums(one)[rows]
-
-    def _sums(self, values: Tensor) -> Tensor:
-        stays = self.owner >= 0
-        return torch.zeros_like(values).index_add_(0, self.owner[stays], values[stays])
+        rows = self.rows if of is None else of
+        place = torch.full_like(self.owner, -1)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        place = torch.where(self.owner < 0, -1, place[self.owner.clamp(min=0)])
+        members = (place >= 0).nonzero().flatten()
+        place, empty = place[members], torch.zeros(len(rows), 1, device=values.device)
+        one = torch.ones(len(members), 1, device=values.device) if weights is None else weights[members, None].float()
+        whole = empty.index_add(0, place, one)[place]
+        one = torch.where(whole > 0, one / whole, 1.0)
+        sums = values.new_zeros(len(rows), values.shape[1], dtype=torch.float32)
+        return sums.index_add_(0, place, values[members].float() * one) / empty.index_add(0, place, one)
 
     def merge(self, sources: Tensor, targets: Tensor) -> Groups:
         """The rows `sources` (standing ones) and all that they stand for go to `targets` (standing, no source)."""
@@ -62,23 +65,42 @@ class Groups:
 
     def selection(self, image: Image, weights: Tensor | None = None) -> Selection:
         """Each group's mean at the place of the row that stands; a row alone as it is, bit by bit."""
-        alone = (self.sizes == 1)[:, None]
-        merged = self.means(image.features, weights).to(image.features.dtype)
-        return Selection(self.rows, torch.where(alone, image.features[self.rows], merged))
+        rows, several = self.rows, self.sizes > 1
+        merged = image.features[rows]
+        merged[several] = self.means(image.features, weights, rows[several]).to(merged.dtype)
+        return Selection(rows, merged)
 
 
-def match(groups: Groups, metric: Tensor, sources: Tensor, targets: Tensor, count: int) -> Groups:
-    """Merge `count` of the `sources` into the target that each is most similar to, the most similar ones first.
+class Rounds:
+    """Groups that grow, and their means. After a merge only means of groups that grew are worked out anew."""
 
-    Args:
-        metric: ``[m, C]`` of the standing rows, in their order.
-        sources, targets: disjoint places in ``groups.rows``.
-    """
-    likeness = cosine(metric[sources], metric[targets])
-    best = likeness.argmax(dim=1)
-    first = likeness.gather(1, best[:, None]).flatten().sort(descending=True, stable=True).indices[:count]
-    rows = groups.rows
-    return groups.merge(rows[sources[first]], rows[targets[best[first]]])
+    def __init__(self, image: Image, metric: Tensor) -> None:
+        """`metric`: ``[N, C]``, what rows are compared by."""
+        self.groups, self._metric = Groups.of(image), metric
+        self.means = metric.float()  # [m, C] of the rows that stand: ``groups.means(metric)``, bit by bit
+
+    def match(self, likeness: Tensor, sources: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Merge `count` of the `sources` into the target that each is most similar to, the most similar ones first.
+
+        Args:
+            likeness: ``[sources, targets]``.
+            sources, targets: disjoint places in ``groups.rows``.
+
+        Returns:
+            Places before the merge of the rows that still stand, and places after it of those whose groups grew.
+        """
+        best = likeness.argmax(dim=1)
+        first = likeness.gather(1, best[:, None]).flatten().sort(descending=True, stable=True).indices[:count]
+        gone, into = sources[first], targets[best[first]]
+        rows = self.groups.rows
+        self.groups = self.groups.merge(rows[gone], rows[into])
+        stands = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        stands[gone] = False
+        grown = (stands.cumsum(0) - 1)[into.unique()]
+        left = stands.nonzero().flatten()
+        self.means = self.means[left]
+        self.means[grown] = self.groups.means(self._metric, of=rows[left[grown]])
+        return left, grown
 
 
 def schedule(rows: int, keep: int, share: float) -> list[int]:
@@ -92,9 +114,9 @@ def schedule(rows: int, keep: int, share: float) -> list[int]:
 
 def halve(image: Image, metric: Tensor, share: float) -> Groups:
     """Rounds of bipartite matching by ``metric [N, C]``: each round, every second row may go into one between."""
-    groups = Groups.of(image)
+    rounds = Rounds(image, metric)
     for count in schedule(len(metric), image.keep, share):
-        here = groups.means(metric)
+        here = rounds.means
         places = torch.arange(len(here), device=metric.device)
-        groups = match(groups, here, places[::2], places[1::2], count)
-    return groups
+        rounds.match(cosine(here[::2], here[1::2]), places[::2], places[1::2], count)
+    return rounds.groups

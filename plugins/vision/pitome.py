@@ -11,7 +11,7 @@ from torch.nn.functional import elu
 
 from thriftree.plugins.vision.base import LAYER, Method
 from thriftree.plugins.vision.image import Image, Selection, Tap, Tower
-from thriftree.plugins.vision.merging import Groups, cosine, match, schedule
+from thriftree.plugins.vision.merging import Rounds, cosine, schedule
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,25 @@ class PiToMe(Method):
         return (Tap(tower.layer(self.layer), "keys"),)
 
     def select(self, image: Image) -> Selection:
-        groups, keys = Groups.of(image), image.read("keys")
+        keys = image.read("keys")
+        rounds, likeness = Rounds(image, keys), cosine(keys, keys)
         steps = schedule(len(keys), image.keep, self.per_round)
         for number, count in enumerate(steps):
-            here = groups.means(keys)
-            dense = energy(here, self.margin * (1 - number / len(steps))).sort(descending=True, stable=True).indices
-            groups = match(groups, here, dense[: 2 * count : 2], dense[1 : 2 * count : 2], count)
-        return groups.selection(image)
+            margin = self.margin * (1 - number / len(steps))
+            dense = energy(likeness, margin).sort(descending=True, stable=True).indices
+            sources, targets = dense[: 2 * count : 2], dense[1 : 2 * count : 2]
+            left, grown = rounds.match(likeness[sources][:, targets], sources, targets, count)
+            likeness = renewed(likeness[left][:, left], rounds.means, grown)
+        return rounds.groups.selection(image)
 
 
-def energy(keys: Tensor, margin: float) -> Tensor:
-    """``[m]``: how many rows are like it, and how much."""
-    return elu(cosine(keys, keys) - margin).mean(dim=1, dtype=torch.float64)
+def renewed(likeness: Tensor, means: Tensor, grown: Tensor) -> Tensor:
+    """``[m, m]`` cosines of ``means [m, C]``, of which those of `grown` are not up to date."""
+    fresh = cosine(means[grown], means)
+    likeness[grown], likeness[:, grown] = fresh, fresh.T
+    return likeness
+
+
+def energy(likeness: Tensor, margin: float) -> Tensor:
+    """``[m]`` from the cosines ``[m, m]``: how many rows are like it, and how much."""
+    return elu(likeness - margin, inplace=True).mean(dim=1, dtype=torch.float64)

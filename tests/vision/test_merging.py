@@ -16,8 +16,8 @@ from tests.vision.vision_toy import TOWER, grid, image, tiled
 from thriftree.plugins.vision import registry
 from thriftree.plugins.vision.avgpool import bands
 from thriftree.plugins.vision.image import Image, Layout, Selection
-from thriftree.plugins.vision.merging import Groups, cosine, halve, match, schedule
-from thriftree.plugins.vision.pitome import energy
+from thriftree.plugins.vision.merging import Groups, Rounds, cosine, halve, schedule
+from thriftree.plugins.vision.pitome import energy, renewed
 
 seeds = st.integers(0, 2**31)
 
@@ -68,6 +68,49 @@ def test_rows_that_are_dropped_count_nowhere() -> None:
     assert groups.merge(torch.tensor([0]), torch.tensor([3])).owner.tolist() == [3, 3, -1, 3, -1, 3, -1]
 
 
+def means_of_all(groups: Groups, values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """What `Groups.means` did at first: sums over all rows, whatever has changed."""
+    stays = groups.owner >= 0
+
+    def sums(what: Tensor) -> Tensor:
+        return torch.zeros_like(what).index_add_(0, groups.owner[stays], what[stays])
+
+    one = torch.ones(len(groups.owner)) if weights is None else weights
+    whole = sums(one[:, None])[groups.owner.clamp(min=0), 0]
+    one = torch.where(whole > 0, one / whole, 1.0)[:, None]
+    return sums(values.float() * one)[groups.rows] / sums(one)[groups.rows]
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 80), st.sampled_from([0.05, 0.2, 0.5]), st.sampled_from([1, 5, 40]), seeds, st.booleans())
+def test_means_that_follow_are_those_of_all_rows(rows: int, share: float, width: int, seed: int, heat: bool) -> None:
+    """Round by round: means and selections bit by bit, cosines within two of the steps that they are rounded to."""
+    draw = torch.Generator().manual_seed(seed)
+    metric = torch.randn(rows, width, generator=draw).to(torch.bfloat16 if seed % 2 else torch.float32)
+    metric[torch.rand(rows, generator=draw) < 0.1] = 0
+    picture = plain(torch.randn(rows, width, generator=draw), 1)
+    rounds, likeness = Rounds(picture, metric), cosine(metric, metric)
+    for count in schedule(rows, 1, share):
+        order = energy(likeness, 0.5).argsort(descending=True) if heat else torch.arange(len(likeness))
+        sources, targets = (order[: 2 * count : 2], order[1 : 2 * count : 2]) if heat else (order[::2], order[1::2])
+        left, grown = rounds.match(likeness[sources][:, targets], sources, targets, count)
+        assert len(left) == len(likeness) - count == len(rounds.groups.rows) and 0 < len(grown) <= count
+        assert torch.equal(rounds.means, means_of_all(rounds.groups, metric))
+        likeness = renewed(likeness[left][:, left], rounds.means, grown)
+        assert (likeness - cosine(rounds.means, rounds.means)).abs().max() <= 2.0**-19
+    weights = torch.rand(rows, generator=draw) * (torch.rand(rows, generator=draw) < 0.8)
+    for groups in (Groups(torch.where(torch.rand(rows, generator=draw) < 0.2, -1, rounds.groups.owner)), rounds.groups):
+        for given_weights in (None, weights):
+            assert torch.equal(groups.means(metric, given_weights), means_of_all(groups, metric, given_weights))
+
+
+def match(owners: Groups, features: Tensor, sources: Tensor, targets: Tensor, count: int) -> Groups:
+    rounds = Rounds(plain(features, 1), features)
+    assert torch.equal(rounds.groups.owner, owners.owner)
+    rounds.match(cosine(features[sources], features[targets]), sources, targets, count)
+    return rounds.groups
+
+
 def test_the_most_similar_pairs_go_first() -> None:
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.3], [1.0, 0.1], [-1.0, 0.2], [-1.0, -0.4]])
     sources, targets = torch.tensor([0, 2, 4]), torch.tensor([1, 3, 5])
@@ -77,7 +120,7 @@ def test_the_most_similar_pairs_go_first() -> None:
 
 
 def test_equal_rows_have_equal_cosines_and_zeros_have_none() -> None:
-    rows = torch.randn(1, 777).expand(500, 777)
+    rows = torch.randn(1, 777, generator=torch.Generator().manual_seed(0)).expand(500, 777)
     assert (cosine(rows, rows) == 1).all()
     assert (cosine(torch.zeros(3, 5), torch.ones(2, 5)) == 0).all()
 
@@ -120,9 +163,10 @@ def test_tome_looks_at_keys_not_at_features() -> None:
 
 def test_pitome_energy_is_high_in_a_cluster_and_never_above_the_margin() -> None:
     keys = torch.cat((torch.ones(9, 4), torch.tensor([[1.0, -1.0, 0.0, 0.0]])))
-    heat = energy(keys, 0.9)
+    heat = energy(cosine(keys, keys), 0.9)
     assert heat.argmin() == 9 and (heat[:9] > 0).all()
-    assert (energy(torch.randn(50, 4), 1.0) <= 1e-6).all()
+    others = torch.randn(50, 4)
+    assert (energy(cosine(others, others), 1.0) <= 1e-6).all()
 
 
 def test_pitome_mixes_no_clusters_while_there_are_targets_of_each() -> None:
