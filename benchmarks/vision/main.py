@@ -14,7 +14,7 @@ from rich.console import Console
 
 from thriftree.benchmarks import machine
 from thriftree.benchmarks.vision import report
-from thriftree.benchmarks.vision.policies import KEEPS, SHORT, policies
+from thriftree.benchmarks.vision.policies import KEEPS, SHORT, late_cells, policies
 from thriftree.benchmarks.vision.quality import Figure, Model, Stopped, run
 from thriftree.zoo.cache import ZooError
 
@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     add("--model", help="a checkpoint that knows the questions (default: zoo:shapes-vl)")
     add("--policies", nargs="+", metavar="NAME", help="rows of the table")
     add("--keep", nargs="+", type=float, metavar="SHARE", help=f"budgets (full: {' '.join(map(str, KEEPS))})")
+    add("--late-layer", type=int, metavar="L", help="rows too whose visual tokens leave at layer L")
     add("--questions", type=int, help=f"in a draw (default: {_SHORT[1]}, {_FULL[1]})")
     add("--seeds", type=int, help=f"draws of questions (default: {_SHORT[0]}, {_FULL[0]})")
     add("--checkpoint", type=Path, metavar="FILE", help="figures so far: a run that was stopped goes on")
@@ -75,8 +76,10 @@ def _measure(args: argparse.Namespace, chosen: Sequence[Any], say: Any) -> list[
 
     args.model = args.model or "zoo:shapes-vl"
     path, _ = catalogue.resolve(args.model)
-    cells = [(policy, keep) for policy in chosen for keep in args.keep]
-    return run(Model(path), cells, args.questions, args.seeds, args.checkpoint, args.minutes * 60, say)
+    cells: list[Any] = [(policy, keep) for policy in chosen for keep in args.keep]
+    if args.late_layer is not None:
+        cells += late_cells(args.late_layer, args.keep)
+    return run(Model(path, args.late_layer), cells, args.questions, args.seeds, args.checkpoint, args.minutes * 60, say)
 
 
 def _report(args: argparse.Namespace, found: dict[str, Any], figures: Sequence[Figure], console: Console) -> None:

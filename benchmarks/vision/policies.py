@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from thriftree.plugins.vision import registry
+from thriftree.plugins.vision import late, registry
 
 #: Shares of an image's tokens: one half, and LLaVA-1.5's usual 192, 128, 64 and 32 of 576.
 KEEPS = (0.5, 0.33, 0.22, 0.11, 0.05)
@@ -29,6 +30,24 @@ class Policy:
     def vision(self, keep: float) -> dict[str, Any]:
         """As a request says it."""
         return {"method": self.method, "keep": keep, **self.own}
+
+
+@dataclass(frozen=True)
+class LatePolicy:
+    """A row of images that enter whole; in the late layers `keep` of their tokens are left."""
+
+    name: str
+    method: str
+
+    def vision(self, keep: float) -> dict[str, Any]:
+        """As a request says it."""
+        return {"late": {"keep": keep, "method": self.method if keep else "drop"}}
+
+
+def late_cells(layer: int, keeps: Sequence[float]) -> list[tuple[LatePolicy, float]]:
+    """All methods at the budgets, and one row for no token at all."""
+    made = [LatePolicy(f"late at {layer}, {name}", name) for name in late.METHODS if name != "drop"]
+    return [(policy, keep) for policy in made for keep in keeps] + [(LatePolicy(f"late at {layer}, drop", "drop"), 0.0)]
 
 
 def policies(names: tuple[str, ...] | None = None) -> list[Policy]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from thriftree.benchmarks.vision.policies import Policy
+from thriftree.benchmarks.vision.policies import LatePolicy, Policy
 from thriftree.zoo.shapes_vl.items import Item, held_out
 
 FULL = "all tokens"
@@ -44,8 +44,8 @@ class Stopped(Exception):
 class Model:
     """The engine. `ask` gives each item's answer and the length of its prompt."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, late_layer: int | None = None) -> None:
+        self._path, self._late_layer = path, late_layer
 
     @cached_property
     def _llm(self) -> Any:
@@ -63,24 +63,28 @@ class Model:
             disable_log_stats=True,
             enable_prefix_caching=False,
             mm_processor_cache_gb=0,  # every policy reads every picture anew
-            additional_config={"thriftree": {"vision": {}}},
+            additional_config={"thriftree": {"vision": {"late_layer": self._late_layer}}},
+            # Scores need a prompt in one step.
+            enable_chunked_prefill=None if self._late_layer is None else False,
         )
 
     def ask(self, items: Sequence[Item], vision: dict[str, Any] | str) -> list[tuple[str, int]]:
         from vllm import SamplingParams
 
+        late = vision["late"] if isinstance(vision, dict) and "late" in vision else None
+        extra = None if late is None else {"thriftree": {"late": late}}
         outputs = self._llm.chat(
             [_conversation(item) for item in items],
-            SamplingParams(temperature=0, max_tokens=_TOKENS),
+            SamplingParams(temperature=0, max_tokens=_TOKENS, extra_args=extra),
             use_tqdm=False,
-            mm_processor_kwargs={"thrift_vision": vision},
+            mm_processor_kwargs={"thrift_vision": vision if late is None else "off"},
         )
         return [(output.outputs[0].text, len(output.prompt_token_ids)) for output in outputs]
 
 
 def run(
     model: Model,
-    cells: Sequence[tuple[Policy, float]],
+    cells: Sequence[tuple[Policy | LatePolicy, float]],
     questions: int,
     seeds: int,
     checkpoint: Path | None,
