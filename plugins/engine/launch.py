@@ -29,14 +29,17 @@ def configure(
         vision: settings of `VisionOptions`; None: no pruning, likewise.
 
     Returns:
-        Whether trees are on. False as well where the operator chose another speculation with ``--speculative-config``.
+        Whether trees are on. False as well where the operator chose another speculation with ``--speculative-config``,
+        and on a GPU, which trees are not for yet.
 
     Raises:
         ValueError: a setting is unknown or out of range, or a flag excludes trees; the message names it.
     """
     if vision is not None:
         args.additional_config = _with(args, "vision", vision)
-    if VisionOptions.of(_extra(args)).late_layer is not None:  # what is there by default steps aside
+    if not _on_cpu():  # trees are there by default: they step aside, `--speculative-config` with ours is refused
+        speculation = None
+    if VisionOptions.of(_extra(args)).late_layer is not None:  # as does all else that is
         speculation, kv = None, None if kv is None or kv["compression"] == "auto" else kv
     if kv is not None:
         args.additional_config = _with(args, "kv", kv)
@@ -56,6 +59,12 @@ def vision_terms(vllm_config: Any, profile: str) -> VisionTerms:
     from thriftree.plugins.engine.vision.support import terms_of
 
     return terms_of(vllm_config, profile)
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
 
 
 def _extra(args: argparse.Namespace) -> dict[str, Any]:
