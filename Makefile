@@ -34,6 +34,10 @@ TYPES     := build/types
 # pytest says 5 when it runs nothing: a failure, except where TESTS names a part.
 SOME      := $(if $(filter-out tests,$(TESTS)),|| test $$? -eq 5)
 
+# Test files side by side, one for each core, at most four (an engine takes 2 GiB or so); WORKERS=0: one after the other.
+WORKERS   ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
+BESIDE    := -n $(WORKERS) --dist loadfile
+
 define HINT
 make: the installation failed; pip says why above. No torch 2.13.0+cpu? Say TORCH_INDEX=URL with the index that PyTorch's
 site names for CPU builds, or PIP_ARGS="--find-links DIR" with the wheel in DIR. No network? It is needed this once.
@@ -51,8 +55,9 @@ serve: $(INSTALLED)
 
 # What needs no engine first: it says in a minute what engines would say in many. There, warnings are errors.
 test: $(DEV)
-	$(BIN)/python -m pytest -W error --ignore=tests/engine -m "not (engine or live or slow)" $(TESTS) $(SOME)
-	$(BIN)/python -m pytest -m "(engine or live) and not slow" --durations=30 $(TESTS) $(SOME)
+	$(BIN)/python -m pytest $(BESIDE) -W error --ignore=tests/engine -m "not (engine or live or slow)" $(TESTS) $(SOME)
+	$(BIN)/python -m pytest $(BESIDE) -m "(engine or live) and not (slow or two_cores)" --durations=30 $(TESTS) $(SOME)
+	$(BIN)/python -m pytest -m "two_cores and not slow" $(TESTS) || test $$? -eq 5
 
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m slow $(TESTS)

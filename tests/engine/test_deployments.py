@@ -62,6 +62,7 @@ def test_adapters(tmp_path: Path) -> None:
     assert len({tuple(a.tokens[0]) for a in expected if a is not None}) > 3
 
 
+@pytest.mark.two_cores
 def test_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensor parallel 2: every rank walks the same trees, answers equal plain vLLM's on two ranks."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1" if (os.cpu_count() or 1) > 1 else "0|0")

@@ -72,6 +72,7 @@ def test_adapters(tmp_path: Path) -> None:
     assert len({tuple(answer.tokens[0]) for answer in alone if answer is not None}) == len(asks)
 
 
+@pytest.mark.two_cores
 def test_two_ranks_behind_an_engine_core_of_its_own(
     both: tuple[list[Answer | None], list[Answer | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

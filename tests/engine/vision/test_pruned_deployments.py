@@ -22,6 +22,7 @@ from .scenarios import assert_equal, flags, ids_of, params, two_ranks
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
+@pytest.mark.two_cores
 @pytest.mark.parametrize("family", ["llava", "qwen2.5-vl"])
 def test_two_ranks_pick_the_rows_of_one(family: str) -> None:
     """Which rows they are is seen in the answers: the reference gets those that one rank picks."""

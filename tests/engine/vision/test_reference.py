@@ -33,6 +33,7 @@ def test_stock_vllm_equals_transformers(family: str) -> None:
     assert_equal(answers, [expect(reference, a) for a in asks])
 
 
+@pytest.mark.two_cores
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "qwen2.5-vl"])
 def test_two_ranks_of_stock_vllm_equal_transformers(family: str) -> None:

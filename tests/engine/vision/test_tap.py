@@ -165,6 +165,7 @@ def _read_on_a_rank(worker: Any, wanted: list[Tap]) -> list[tuple[dict[Tap, Tens
     return [(readings, len(rows)) for readings, rows in model._found]
 
 
+@pytest.mark.two_cores
 @pytest.mark.parametrize("family", ["llava", "qwen2.5-vl"])
 def test_heads_on_two_ranks(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")

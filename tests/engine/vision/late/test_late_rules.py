@@ -75,6 +75,7 @@ def test_preempted_requests_come_back_the_same() -> None:
     assert_equal(answers, replies(oracle, picks, asks, told), CHUNKED)
 
 
+@pytest.mark.two_cores
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "qwen2.5-vl"])
 def test_two_ranks(family: str) -> None:
