@@ -13,6 +13,7 @@ from typing import Any
 from thriftree.plugins.kv_cache.request import Terms
 from thriftree.plugins.vision.request import Terms as VisionTerms
 from thriftree.server.fail_fast import fail_fast
+from thriftree.server.part_types import refuse_null_types
 
 _STOP_SECONDS = 3.0  # for the core to put its processes and shared memory away; then it is killed
 
@@ -104,12 +105,14 @@ async def load(args: argparse.Namespace, server: Any, private_media: bool = Fals
 
 
 def _bound_complaints() -> None:
-    """Before the routes are made: vLLM's request models stop at the first bad item of a list."""
+    """Before the routes are made: vLLM's request models stop at the first bad item of a list, and at a null type."""
     from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.exceptions import VLLMValidationError
 
+    refuse_null_types(ChatCompletionRequest, lambda why, field: VLLMValidationError(why, parameter=field))
     for model in (AnthropicMessagesRequest, ChatCompletionRequest, CompletionRequest, ResponsesRequest):
         fail_fast(model)
 
