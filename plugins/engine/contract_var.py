@@ -6,6 +6,7 @@ request (whatever the route), and adds to its `report` as outputs arrive. So bod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,12 @@ class RequestContract:
     tenant: str = DEFAULT_TENANT
     max_visual_tokens: int | None = None  # of all its images and videos; None: no cap
     report: Report = field(default_factory=Report)
+    unsent: list[Callable[[], None]] = field(default_factory=list)  # what to undo if the engine never gets the request
+
+    def close(self) -> None:
+        """The request is over, whether or not the engine has heard of it."""
+        while self.unsent:
+            self.unsent.pop()()
 
 
 CURRENT: ContextVar[RequestContract | None] = ContextVar("thriftree_contract", default=None)

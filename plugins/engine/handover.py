@@ -12,13 +12,18 @@ import msgspec
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine import EngineCoreRequest
 
+from thriftree.plugins.engine.contract_var import CURRENT
+
 _UNWRITABLE = (OverflowError, UnicodeError, RecursionError)
 
 HandOver = Callable[[EngineCoreRequest], Awaitable[None]]
 
 
 def careful(hand_over: HandOver, forget: Callable[[str], Awaitable[None]]) -> HandOver:
-    """`hand_over` that, where a request cannot be encoded, forgets it and raises VLLMValidationError with the field."""
+    """`hand_over` that, where a request cannot be encoded, forgets it and raises VLLMValidationError with the field.
+
+    Where it can, nothing of what was done for it before has to be undone.
+    """
 
     async def handed_over(request: EngineCoreRequest) -> None:
         try:
@@ -27,6 +32,8 @@ def careful(hand_over: HandOver, forget: Callable[[str], Awaitable[None]]) -> Ha
             await forget(request.request_id)
             why = str(error) or type(error).__name__
             raise VLLMValidationError(f"a value cannot be used: {why}", parameter=_field(request)) from error
+        if (contract := CURRENT.get()) is not None:
+            contract.unsent.clear()
 
     return handed_over
 

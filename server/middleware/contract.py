@@ -60,6 +60,7 @@ class Contract:
             await self.app(scope, receive, send)
         finally:
             CURRENT.reset(token)
+            contract.close()
             self.metrics.count_report(contract.report, method, request.tenant)
 
 

@@ -54,7 +54,8 @@ def carrying(
 ) -> Callable[..., Awaitable[Any]]:
     """`process` with the wish of the request that this task serves, where the processor `prunes`.
 
-    `cache`: the processor's. It takes the engine to have all that it has seen, so what is refused here leaves it.
+    `cache`: the processor's. It takes the engine to have all that it has seen, so what is refused here leaves it, and
+    what is refused between here and the engine leaves it when the contract is closed.
 
     Raises:
         VLLMValidationError: of what is returned, for more visual tokens than the request's key may use, or a prompt
@@ -64,8 +65,12 @@ def carrying(
     @functools.wraps(process)
     async def _process_multimodal_async(*args: Any, mm_processor_kwargs: Any = None, **kwargs: Any) -> Any:
         contract = CURRENT.get()
-        if contract is None or "vision" not in contract.thrift:
+        if contract is None:
             return await process(*args, mm_processor_kwargs=mm_processor_kwargs, **kwargs)
+        if "vision" not in contract.thrift:
+            result = await process(*args, mm_processor_kwargs=mm_processor_kwargs, **kwargs)
+            contract.unsent.append(functools.partial(forget, cache, _hashes(result)))
+            return result
         wish = Wish(contract.thrift["vision"])
         given = {**(mm_processor_kwargs or {}), WISH: wish} if prunes else mm_processor_kwargs
         result = await process(*args, mm_processor_kwargs=given, **kwargs)
@@ -73,8 +78,9 @@ def carrying(
             _hold(result, contract.max_visual_tokens)
             _check_late(wish.vision, result, terms or Terms())
         except VLLMValidationError:
-            forget(cache, [name for names in result["mm_hashes"].values() for name in names])
+            forget(cache, _hashes(result))
             raise
+        contract.unsent.append(functools.partial(forget, cache, _hashes(result)))
         images = wish.images if prunes else [Pruned(n, n, None) for n in _lengths(result, "image")]
         for image in images:
             contract.report.count_vision(image.method, image.rows, image.keep)
@@ -88,6 +94,10 @@ def forget(cache: Any, hashes: Iterable[str]) -> None:
     for name in hashes:
         if cache is not None:
             cache.invalidate(name)
+
+
+def _hashes(result: Any) -> list[str]:
+    return [name for names in result["mm_hashes"].values() for name in names]
 
 
 def _check_late(vision: Resolved, result: Any, terms: Terms) -> None:
