@@ -57,6 +57,12 @@ class Metrics:
         self.visual_tokens_dropped = Counter(
             "visual_tokens_dropped", "Tokens of images that the language model did not get", ["method"], **made
         )
+        self.visual_selection_failures = Counter(
+            "visual_selection_failures",
+            "Images whose method raised: evenly spaced rows were kept instead",
+            ["method"],
+            **made,
+        )
         self.late_visual_tokens_dropped = Counter(
             "late_visual_tokens_dropped", "Visual tokens that the late layers did not get", ["method"], **made
         )

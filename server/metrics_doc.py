@@ -47,6 +47,7 @@ _UNITS = {
     "dropped": "tokens",
     "freed": "blocks",
     "retries": "attempts",
+    "failures": "images",
     **dict.fromkeys(("ready", "up", "open"), "0 or 1"),
     "thriftree_tokens_per_step": "tokens per forward pass",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -29,7 +30,7 @@ def router(state: GatewayState, methods: bool = True) -> APIRouter:
 
     @routes.get("/metrics", summary="Prometheus text: thriftree_* and vllm:*")
     async def metrics() -> Response:
-        await state.drafter_stats.sample()
+        await asyncio.gather(state.drafter_stats.sample(), state.selection_failures.sample())
         return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     async def method_table() -> dict[str, Any]:

@@ -200,6 +200,8 @@ class Serving:
         self.state.capabilities = replace(self.state.capabilities, kv=kv, vision=vision)
         if self.state.capabilities.speculation:
             self.state.drafter_stats.rpc = loaded.client.collective_rpc
+        if vision.reason is None:
+            self.state.selection_failures.rpc = loaded.client.collective_rpc
         self.state.prompt_counter = await asyncio.to_thread(quota.prompt_counter, loaded.app.state)
         if self.parts.gate.max_running is None:
             self.parts.gate.max_running = loaded.max_running

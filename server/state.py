@@ -9,7 +9,7 @@ from typing import Literal
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from thriftree.server.contract import Capabilities
-from thriftree.server.drafter_stats import DrafterStats
+from thriftree.server.engine_stats import DrafterStats, EngineStats, SelectionFailures
 from thriftree.server.errors import ApiError
 from thriftree.server.metrics import Metrics
 from thriftree.server.quota.prompt_tokens import PromptCounter
@@ -32,12 +32,14 @@ class GatewayState:
     engine_app: ASGIApp | None = None
     capabilities: Capabilities = field(default_factory=lambda: Capabilities(speculation=False))
     metrics: Metrics = field(default_factory=Metrics)
-    drafter_stats: DrafterStats = field(init=False)
+    drafter_stats: EngineStats = field(init=False)
+    selection_failures: EngineStats = field(init=False)
     prompt_counter: PromptCounter | None = None  # once there is an engine with a tokenizer
     end_all: Callable[[ApiError], int] = lambda error: 0  # ends the requests that the engine works on; see `app`
 
     def __post_init__(self) -> None:
         self.drafter_stats = DrafterStats(self.metrics)
+        self.selection_failures = SelectionFailures(self.metrics)
         self.metrics.ready.set_function(lambda: float(self.phase == "ready"))
 
     def require_ready(self) -> ASGIApp:

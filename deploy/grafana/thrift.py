@@ -161,6 +161,17 @@ _VISION = Row(
                 ),
             ),
         ),
+        Panel(
+            "Images whose method raised",
+            "They kept evenly spaced rows; the server's log has the error",
+            "short",
+            (
+                Query(
+                    f"sum by (method) (increase(thriftree_visual_selection_failures_total{_HERE}[$__rate_interval]))",
+                    "{{method}}",
+                ),
+            ),
+        ),
     ),
 )
 

@@ -35,6 +35,11 @@ class Plan:
         return self.keep < self.rows
 
     @property
+    def name(self) -> str:
+        """Of the method of a plan that prunes."""
+        return str(json.loads(self.vision)["method"])
+
+    @property
     def method(self) -> Method:
         """The configured method of a plan that prunes."""
         return configured(self.vision)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from thriftree.plugins.engine.vision import layout
+from thriftree.plugins.engine.vision.failures import FAILURES
 from thriftree.plugins.engine.vision.plan import Plan
 from thriftree.plugins.engine.vision.positions import LIMIT, with_digits
 from thriftree.plugins.engine.vision.tap import AttnTap
@@ -156,5 +157,6 @@ def _picked(plan: Plan, image: Image) -> Selection:
             raise ValueError(f"rows outside of 0..{total - 1}")
         return Selection(rows.to(image.features.device), chosen.features)
     except Exception:
+        FAILURES[plan.name] += 1
         log.exception("visual-token method %s failed; evenly spaced rows of the image are kept instead", plan.vision)
         return Selection(torch.arange(plan.keep, device=image.features.device) * total // plan.keep)

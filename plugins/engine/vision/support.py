@@ -8,6 +8,7 @@ from typing import Any
 
 from thriftree.plugins.engine.surface import check_version
 from thriftree.plugins.engine.vision.architectures import FAMILIES
+from thriftree.plugins.engine.vision.failures import extend
 from thriftree.plugins.engine.vision.late import support as late
 from thriftree.plugins.engine.vision.options import VisionOptions
 from thriftree.plugins.vision import request
@@ -53,6 +54,8 @@ def settle(vllm_config: Any) -> None:
     terms, tower = terms_of(vllm_config), tower_of(model.hf_config)
     written = [asdict(terms), options.apply == "always", tower and asdict(tower), _room(model)]
     setattr(model.hf_config, _SETTINGS, written)
+    if terms.reason is None:
+        extend(vllm_config)
 
 
 def settings_of(model_config: Any) -> Settings:
