@@ -44,8 +44,9 @@ class Told:
         running.run([Ask(repeating(length, 1), asking(kv, speculation, tokens))], look)
         report = Report()
         name = self.outputs[0].request_id
-        client: Any = SimpleNamespace(_reports={name: (report, 0)}, _kv={}, _show_metrics=True)
+        client: Any = SimpleNamespace(_reports={name: (report, 0)}, _kv={}, _late=set(), _show_metrics=True)
         client._count_kv = lambda *args: ThriftAsyncLLM._count_kv(client, *args)
+        client._forget = lambda name: ThriftAsyncLLM._forget(client, name)
         ThriftAsyncLLM._count(client, self.outputs)
         assert client._reports == client._kv == {} and all(out.kv_transfer_params is None for out in self.outputs)
         assert report.completion_tokens == tokens
