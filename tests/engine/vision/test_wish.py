@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from thriftree.plugins.engine.contract_var import CURRENT, RequestContract
+from thriftree.plugins.engine.handover import careful
 from thriftree.plugins.engine.vision.wish import WISH, Pruned, Wish, carry
 
 QUARTER = {"method": "divprune", "keep": 0.25}
@@ -21,13 +25,19 @@ def renderer() -> Any:
         wish = (mm_processor_kwargs or {}).get(WISH)
         if isinstance(wish, Wish) and wish.vision != "off":
             wish.images += [Pruned(100, 25, "divprune"), Pruned(8, 8, None)]
-        return {"given": mm_processor_kwargs, "mm_placeholders": {}}
+        return {"given": mm_processor_kwargs, "mm_placeholders": {}, "mm_hashes": {"image": ["one", "two"]}}
 
     async def _process_multimodal_async(prompt: list[int], *, mm_processor_kwargs: Any = None) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, process, prompt, mm_processor_kwargs)
 
     processor = SimpleNamespace(takes_wishes=True)
-    made = SimpleNamespace(_process_multimodal_async=_process_multimodal_async, mm_processor=processor)
+    left: list[str] = []
+    made = SimpleNamespace(
+        _process_multimodal_async=_process_multimodal_async,
+        mm_processor=processor,
+        mm_processor_cache=SimpleNamespace(invalidate=left.append),
+        left=left,
+    )
     carry(made)
     return made
 
@@ -57,3 +67,28 @@ def test_each_request_has_its_own() -> None:
 def test_a_contract_without_images_says_nothing() -> None:
     said = asyncio.run(serve(renderer(), RequestContract({"kv": "off"}), None))
     assert said is None
+
+
+@pytest.mark.parametrize("thrift", [{"vision": QUARTER}, {}])
+def test_what_the_engine_never_gets_leaves_the_processors_cache(thrift: dict[str, Any]) -> None:
+    """But what it has stays: the request was handed over, whatever becomes of it then."""
+
+    async def hand_over(request: Any) -> None:
+        if request == "dead":
+            raise RuntimeError
+
+    async def forget(name: str) -> None: ...
+
+    async def play(request: Any) -> Any:
+        made, contract = renderer(), RequestContract(thrift)
+        await serve(made, contract, None)
+        assert made.left == []
+        if request is not None:
+            with contextlib.suppress(Exception):
+                await careful(hand_over, forget)(request)
+        contract.close()
+        contract.close()
+        return made.left
+
+    expected = {None: ["one", "two"], "dead": ["one", "two"], "fine": []}
+    assert {request: asyncio.run(play(request)) for request in expected} == expected
