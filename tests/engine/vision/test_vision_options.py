@@ -25,7 +25,12 @@ def config(architecture: str = "Qwen2_5_VLForConditionalGeneration", vision: Any
             "compile_mm_encoder": False,
             "cudagraph_mode": CUDAGraphMode.NONE,
         },
-        "parallel": {"use_ubatching": False, "pipeline_parallel_size": 1, "tensor_parallel_size": 1},
+        "parallel": {
+            "use_ubatching": False,
+            "pipeline_parallel_size": 1,
+            "tensor_parallel_size": 1,
+            "worker_extension_cls": "",
+        },
         "multimodal": {"mm_encoder_tp_mode": "weights", "video_pruning_rate": None},
         "hf": {"architectures": [architecture], "vision_config": SimpleNamespace(**tower), "vision_feature_layer": -2},
         "top": {"lora_config": None, "speculative_config": None, "use_v2_model_runner": False},
