@@ -16,8 +16,8 @@ PROFILES = ("off", "exact", "balanced", "max")
 LOSSY = frozenset(("balanced", "max"))
 KEYS = ("speculation", "kv", "vision")
 OFF = (
-    "this server was started without token-tree speculation (--thrift off, --vision-late-layer, or another "
-    "--speculative-config); start it with --thrift exact"
+    "this server runs without token-tree speculation (--thrift off, --vision-late-layer, another --speculative-config, "
+    "or a GPU)"
 )
 
 #: Checks a method's own parameters; raises ValueError("<parameter>: why").
@@ -79,8 +79,8 @@ def _profile(name: str, server: Capabilities) -> Any:
         return "off"
     if name not in PROFILES:
         _invalid("thrift", f"unknown profile {name!r}; expected {_listed(PROFILES)} or an object")
-    if not server.speculation:
-        _unsupported("thrift", OFF)
+    if not server.speculation and server.kv.reason is not None and server.vision.reason is not None:
+        _unsupported("thrift", OFF)  # the server has nothing that a profile is made of
     return _default(server)  # balanced and max add what lossy families do, and leave this one as it is
 
 

@@ -59,7 +59,7 @@ class DrafterStats(EngineStats):
 
 
 class SelectionFailures(EngineStats):
-    """Images whose method raised. Ranks work on the same images: what most of them count is what has happened."""
+    """Images whose method raised. Ranks work on the same images, so the highest of their counts is taken."""
 
     call = "__thrift_vision_failures__"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from thriftree.plugins.engine.kv.options import KVOptions
@@ -37,10 +37,13 @@ def configure(
     """
     if vision is not None:
         args.additional_config = _with(args, "vision", vision)
-    if not _on_cpu():  # trees are there by default: they step aside, `--speculative-config` with ours is refused
-        speculation = None
-    if VisionOptions.of(_extra(args)).late_layer is not None:  # as does all else that is
+    late = VisionOptions.of(_extra(args)).late_layer
+    if late is not None:  # what is there by default steps aside
+        _nobody_insists(speculation, f"--vision-late-layer {late}")
         speculation, kv = None, None if kv is None or kv["compression"] == "auto" else kv
+    if not _on_cpu():
+        _nobody_insists(speculation, "a GPU: they are for vLLM's CPU engine")
+        speculation = None
     if kv is not None:
         args.additional_config = _with(args, "kv", kv)
     KVOptions.of(_extra(args))
@@ -59,6 +62,15 @@ def vision_terms(vllm_config: Any, profile: str) -> VisionTerms:
     from thriftree.plugins.engine.vision.support import terms_of
 
     return terms_of(vllm_config, profile)
+
+
+def _nobody_insists(speculation: dict[str, Any] | None, why: str) -> None:
+    """Raise ValueError naming what an operator has set of trees: where it cannot be, it is not ignored."""
+    ours = asdict(SpeculationOptions())
+    set_by_hand = [name for name, value in (speculation or {}).items() if value != ours.get(name, value)]
+    if set_by_hand:
+        flags = ", ".join(f"--speculation-{name.replace('_', '-')}" for name in set_by_hand)
+        raise ValueError(f"{flags}: token trees do not go together with {why}")
 
 
 def _on_cpu() -> bool:

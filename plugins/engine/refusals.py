@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from thriftree.plugins.engine.flags import spreading
 from thriftree.plugins.engine.register import SCHEDULER, WORKER
 
 
@@ -30,12 +31,7 @@ def _reasons(config: Any) -> Iterator[str]:
         yield f"the {current_platform.device_name} engine: the adapter of this release is for vLLM's CPU engine"
     if getattr(envs, "VLLM_USE_V2_MODEL_RUNNER", None):
         yield "VLLM_USE_V2_MODEL_RUNNER=1: trees run on the V1 model runner"
-    if parallel.pipeline_parallel_size > 1:
-        yield f"--pipeline-parallel-size {parallel.pipeline_parallel_size}"
-    if parallel.decode_context_parallel_size > 1:
-        yield f"--decode-context-parallel-size {parallel.decode_context_parallel_size}"
-    if parallel.prefill_context_parallel_size > 1:
-        yield f"--prefill-context-parallel-size {parallel.prefill_context_parallel_size}"
+    yield from spreading(parallel)
     if parallel.worker_cls not in ("auto", WORKER):
         yield f"--worker-cls {parallel.worker_cls}: it must be {WORKER}"
     scheduler = config.scheduler_config.scheduler_cls

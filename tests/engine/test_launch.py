@@ -15,7 +15,7 @@ def flags() -> argparse.Namespace:
     return argparse.Namespace(additional_config=None, speculative_config=None, async_scheduling=None)
 
 
-def test_trees_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trees_by_default() -> None:
     args = flags()
     assert launch.configure(args, {"max_nodes": 9}, dict(KV), dict(VISION))
     assert args.speculative_config["num_speculative_tokens"] == 9
@@ -27,6 +27,13 @@ def test_a_gpu_starts_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_on_cpu", lambda: False)
     args = flags()
     args.async_scheduling = True
-    assert not launch.configure(args, {"max_nodes": 9}, dict(KV), dict(VISION))
+    assert not launch.configure(args, {"max_nodes": 16, "method": "auto"}, dict(KV), dict(VISION))
     assert args.speculative_config is None
     assert set(args.additional_config["thriftree"]) == {"kv", "vision"}
+
+
+@pytest.mark.parametrize("late", [None, 2])
+def test_who_insists_on_trees_is_told(monkeypatch: pytest.MonkeyPatch, late: int | None) -> None:
+    monkeypatch.setattr(launch, "_on_cpu", lambda: late is not None)
+    with pytest.raises(ValueError, match=r"^--speculation-max-nodes: .* with (a GPU|--vision-late-layer 2)"):
+        launch.configure(flags(), {"max_nodes": 9, "method": "auto"}, dict(KV), {**VISION, "late_layer": late})

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from thriftree.plugins.kv_cache.profiles import PROFILES, Profile
 from thriftree.plugins.kv_cache.request import Terms
+from thriftree.plugins.vision.request import Terms as VisionTerms
 from thriftree.server.contract import Capabilities, resolve
 from thriftree.server.errors import ContractError
 from thriftree.server.methods import capabilities
@@ -90,6 +91,16 @@ def test_profiles_do_what_their_table_says(monkeypatch: pytest.MonkeyPatch) -> N
     assert resolve("balanced", ON)["kv"] == "off"  # it promises quality, not savings
     without = replace(KV, missing={"knorm": "not here"})
     assert resolve("balanced", capabilities(True, "auto", 16, without))["kv"] == "off"
+
+
+@pytest.mark.parametrize("profile", ["exact", "balanced", "max"])
+def test_profiles_where_there_are_images_and_no_trees(profile: str) -> None:
+    """On a GPU: they promise quality, and prune what they prune."""
+    images = replace(OFF, vision=VisionTerms(reason=None))
+    pruned = resolve(profile, images)
+    assert pruned["speculation"] == "off" and (pruned["vision"] == "off") == (profile == "exact")
+    with pytest.raises(ContractError, match="or a GPU"):
+        resolve({"speculation": "auto"}, images)
 
 
 @pytest.mark.parametrize(

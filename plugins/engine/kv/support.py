@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from thriftree.plugins.engine.flags import spreading
 from thriftree.plugins.engine.kv.options import KVOptions
 from thriftree.plugins.engine.register import uses_trees
 from thriftree.plugins.kv_cache import registry
@@ -101,9 +102,7 @@ def _reasons(config: Any) -> Iterator[str]:
         yield f"the adapter of this release is for vLLM's CPU engine, not for {current_platform.device_name}"
     if getattr(envs, "VLLM_USE_V2_MODEL_RUNNER", None):
         yield "VLLM_USE_V2_MODEL_RUNNER=1: compression runs on the V1 model runner"
-    for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
-        if getattr(parallel, name) > 1:
-            yield f"--{name.replace('_', '-')} {getattr(parallel, name)}"
+    yield from spreading(parallel)
     if str(cache.cache_dtype) not in ("auto", str(model.dtype).removeprefix("torch.")):
         yield f"--kv-cache-dtype {cache.cache_dtype}: rows are scored in the model's own type"
     if cache.kv_sharing_fast_prefill:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from vllm import SamplingParams
 
 from thriftree.plugins.vision.profiles import PROFILES
@@ -16,6 +18,8 @@ from thriftree.zoo.shapes_vl.items import Item, held_out
 from ..engines import engine
 
 pytestmark = pytest.mark.engine
+DOCS = Path(__file__).parents[3] / "docs"
+NINTH = {"method": "divprune", "keep": 0.11}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,14 @@ def test_profiles_keep_what_they_promise(pruning: Any, profile: str, share: floa
     assert whole >= 0.98
     assert pruned >= share * whole
     assert chance < 0.9 * whole
+
+
+def test_what_the_readme_shows(pruning: Any) -> None:
+    """The picture in docs/, its text, and that evenly spaced tokens miss it."""
+    picture = Image.open(DOCS / "scene.png").convert("RGB")
+    text = Item(picture, "What does the text say?", "K7T", "text", "many", 0)
+    found = [pruning([text], wish) for wish in ("off", NINTH, {**NINTH, "method": "stride"})]
+    assert found == [1.0, 1.0, 0.0]
 
 
 def test_stock_vllm_serves_it() -> None:

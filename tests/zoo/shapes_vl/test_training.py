@@ -13,6 +13,7 @@ from thriftree.zoo.cpu_wheels import repair
 from thriftree.zoo.shapes_vl import lessons, make, pool, save, words
 from thriftree.zoo.shapes_vl.losses import answer_logits
 from thriftree.zoo.shapes_vl.scenes import CHARACTERS, COLOURS, SHAPES
+from thriftree.zoo.shapes_vl.timetable import Timetable
 from thriftree.zoo.shapes_vl.train import Course, Recipe
 
 COLOURS_OF = ("", *COLOURS)
@@ -147,6 +148,31 @@ def test_the_template_and_the_lessons_agree() -> None:
     asked = tokenizer.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True)
     assert asked.endswith(f"{questions[0]}<|assistant|>")
     assert tokenizer.decode(tokenizer("Größe: 3 €?").input_ids) == "Größe: 3 €?"
+
+
+def test_many_scenes_are_drawn_by_several_processes() -> None:
+    count = pool._INLINE + 1
+    drawn = pool.draw(count)
+    assert [scene.seed for scene in drawn.scenes] == list(range(count)) and len(drawn.shown) == count
+    for seed in (0, pool._PART, count - 1):
+        alone = lessons.lesson(seed)
+        assert (drawn.labels.pixels[seed].numpy() == alone.pixels).all()
+        assert (drawn.labels.patches["where"][seed].numpy() == alone.patches["where"]).all()
+
+
+def test_questions_written_ahead_are_those_of_the_step() -> None:
+    """By other processes, and from the middle on, as on a GPU."""
+    recipe = replace(SMALL, see_steps=2, answer_steps=4)
+    course = Course(recipe, Path("never written"), quiet)
+    table = Timetable(recipe, pool.draw(recipe.scenes), course.writer)
+    ahead = list(table.from_step(1, beside=True))
+    assert len(ahead) == 5 and ahead[0][1] is None
+    for step, (rows, written) in enumerate(ahead, 1):
+        expected, questions = table[step]
+        assert (rows == expected).all()
+        if written is not None and questions is not None:
+            assert (written.ids == questions.ids).all() and (written.rows == questions.rows).all()
+    assert [written is None for _, written in ahead] == [True, False, False, False, False]
 
 
 def test_names_of_weights() -> None:

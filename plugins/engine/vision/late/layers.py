@@ -41,7 +41,8 @@ class LateLayers:
         """
         decoder = getattr(language_model, "model", None)
         layers: Sequence[nn.Module] = getattr(decoder, "layers", ())
-        if not 1 <= first < len(layers) or not isinstance(getattr(decoder, "norm", None), nn.Module):
+        norm = getattr(decoder, "norm", None)
+        if not 1 <= first < len(layers) or not isinstance(norm, nn.Module):
             raise ValueError(f"--vision-late-layer {first}: no such layer in {type(language_model).__name__}")
         self._step: LateStep | None = None
         self._ranks = ranks
@@ -50,7 +51,7 @@ class LateLayers:
         layers[first].register_forward_pre_hook(self._enter)
         for layer in layers[first + 1 :]:
             layer.register_forward_pre_hook(self._go_on)
-        decoder.norm.register_forward_hook(self._leave)  # type: ignore[union-attr]
+        norm.register_forward_hook(self._leave)
 
     @contextmanager
     def running(self, step: LateStep | None) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from thriftree.plugins.engine.flags import spreading
 from thriftree.plugins.engine.vision.options import VisionOptions
 
 WORKER = "thriftree.plugins.engine.vision.late.worker.LateCPUWorker"
@@ -45,7 +46,7 @@ def step_tokens(vllm_config: Any) -> int:
 def _reasons(config: Any, layer: int) -> Iterator[str]:
     yield from _layers(config.model_config, layer)
     yield from _engine(config)
-    yield from _spread(config.parallel_config)
+    yield from spreading(config.parallel_config)
 
 
 def _engine(config: Any) -> Iterator[str]:
@@ -80,12 +81,6 @@ def _engine(config: Any) -> Iterator[str]:
         yield f"--scheduler-cls {scheduler.scheduler_cls}: it must be {SCHEDULER}"
     if config.parallel_config.worker_cls not in ("auto", WORKER):
         yield f"--worker-cls {config.parallel_config.worker_cls}: it must be {WORKER}"
-
-
-def _spread(parallel: Any) -> Iterator[str]:
-    for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
-        if getattr(parallel, name) > 1:
-            yield f"--{name.replace('_', '-')} {getattr(parallel, name)}"
 
 
 def _layers(model: Any, layer: int) -> Iterator[str]:

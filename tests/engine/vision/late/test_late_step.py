@@ -61,7 +61,7 @@ def test_scores_decide_in_the_step_that_has_all_rows() -> None:
     fate.choose(torch.tensor([0.1, 0.5, 0.2, 0.3]))
     found.settle(one)
     assert found.rows.tolist() == [0, 1, 2, 4, 6, 7, 8, 9]
-    assert plan([Part(fate, 8, 1)]).lengths.tolist() == [7]  # type: ignore[union-attr]
+    assert plan([Part(fate, 8, 1)]).lengths.tolist() == [7]
     again = plan([Part(fate, 0, 5)])  # it lost its blocks, and its prompt comes in pieces now
     assert again is not None and not again.waiting and again.rows.tolist() == [0, 2, 4]
 
